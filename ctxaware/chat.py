@@ -1,0 +1,191 @@
+"""Messages → rendered text → which token belongs to which message. The only module that knows.
+
+Content is found by position: the template is rendered a second time with a placeholder for each
+content, which gives the template's own text between them; the real text must be that text with the
+contents in place. So nothing that a message says can change where it is.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ctxaware.errors import InputError
+
+NOBODY = -1  # owner of the template's own tokens
+
+
+class Span(NamedTuple):
+    """Characters `start` to `end` of the rendered text are the content of message `message_idx`."""
+
+    message_idx: int
+    role: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as the chat template writes it, and where each message's content stands in it."""
+
+    text: str
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Token ids of a rendered conversation.
+
+    Attributes:
+        input_ids: int64 `[n_tokens]`.
+        owner: int64 `[n_tokens]`: index of the message whose content the token overlaps, or `NOBODY`.
+        roles: role of each message, by index.
+    """
+
+    input_ids: np.ndarray
+    owner: np.ndarray
+    roles: tuple[str, ...]
+
+    def mask(self, role: str) -> np.ndarray:
+        """bool `[n_tokens]`: the token belongs to a message of `role`."""
+        wanted = np.array([r == role for r in self.roles] + [False])  # the last entry is NOBODY's
+        return wanted[self.owner]
+
+
+def render(tokenizer, messages: Sequence[dict], **template_kwargs) -> Rendered:
+    """Render `messages` with the tokenizer's chat template and locate every content.
+
+    Args:
+        tokenizer: a transformers tokenizer with a chat template.
+        messages: dicts with `role` and `content` (a string).
+        template_kwargs: passed to `apply_chat_template`, for example `add_generation_prompt`.
+
+    Raises:
+        InputError: there is no template, it rejects the messages, or it changes their content
+            (more than by stripping white space at its ends), so that positions can't be known.
+    """
+    from jinja2.exceptions import TemplateError
+
+    if not tokenizer.chat_template:
+        raise InputError(f"tokenizer {tokenizer.name_or_path!r} has no chat template; use a chat model's tokenizer")
+    apply = functools.partial(tokenizer.apply_chat_template, tokenize=False, **template_kwargs)
+    placeholders = [f"\ue000{i}\ue001" for i in range(len(messages))]
+    if any("\ue000" in m["content"] for m in messages):  # private use: practically never in data
+        raise InputError("a message contains U+E000, which marks positions here; remove it from the data")
+    try:
+        text = apply(list(messages))
+        skeleton = apply([{**m, "content": p} for m, p in zip(messages, placeholders, strict=True)])
+    except (TemplateError, TypeError, KeyError, IndexError) as error:
+        raise InputError(f"the chat template rejects this conversation: {error}") from error
+    return Rendered(text, _locate(text, skeleton, messages))
+
+
+def _locate(text: str, skeleton: str, messages: Sequence[dict]) -> tuple[Span, ...]:
+    pieces = re.split("\ue000(\\d+)\ue001", skeleton)  # literal, index, literal, index, …, literal
+    literals, order = pieces[0::2], [int(i) for i in pieces[1::2]]
+    if sorted(order) != list(range(len(messages))):
+        shown = len(set(order))
+        raise InputError(f"the chat template shows {shown} of {len(messages)} messages, or one twice: can't be scored")
+    spans, position = [], len(literals[0])
+    ok = text.startswith(literals[0])
+    for idx, literal in zip(order, literals[1:], strict=True):
+        content = messages[idx]["content"]
+        forms = dict.fromkeys((content, content.strip(), content.lstrip(), content.rstrip()))
+        form = next((f for f in forms if text.startswith(f + literal, position)), None)
+        if not ok or form is None:
+            raise InputError(f"the chat template changes the content of message {idx} ({messages[idx]['role']})")
+        spans.append(Span(idx, messages[idx]["role"], position, position + len(form)))
+        position += len(form) + len(literal)
+    if position != len(text):
+        raise InputError("the chat template writes other text for these messages than for plain ones: can't be located")
+    return tuple(spans)
+
+
+def tokenize(tokenizer, rendered: Rendered, max_length: int | None = None) -> Tokenized:
+    """Tokenise a rendered conversation and say which message each token belongs to.
+
+    A token belongs to a message when its character range overlaps the content's. No special tokens
+    are added: they are there if the template writes them.
+
+    Args:
+        tokenizer: a fast tokenizer (slow ones give no character ranges).
+        rendered: from `render`.
+        max_length: tokens to keep from the start; None for all.
+
+    Raises:
+        InputError: the tokenizer is not a fast one.
+    """
+    if not tokenizer.is_fast:
+        raise InputError(f"tokenizer {tokenizer.name_or_path!r} is not a fast one; character ranges need a fast one")
+    encoding = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = np.array(encoding["input_ids"][:max_length], dtype=np.int64)
+    offsets = np.array(encoding["offset_mapping"][:max_length], dtype=np.int64).reshape(-1, 2)
+    owner = np.full(len(ids), NOBODY, dtype=np.int64)
+    for span in rendered.spans:
+        overlaps = (offsets[:, 0] < span.end) & (offsets[:, 1] > span.start)
+        owner[overlaps] = span.message_idx
+    roles = {span.message_idx: span.role for span in rendered.spans}
+    return Tokenized(ids, owner, tuple(roles[i] for i in range(len(roles))))
+
+
+def special_token_pattern(tokenizer) -> re.Pattern | None:
+    """A pattern of the texts that the tokenizer turns into special tokens; None where it has none."""
+    texts = {str(t) for t in tokenizer.all_special_tokens}
+    texts |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    texts = sorted((t for t in texts if len(t) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, texts))) if texts else None
+
+
+def defuse(text: str, pattern: re.Pattern | None) -> str:
+    """`text` with a space after the first character of each special token typed in it, so it stays text.
+
+    `<|im_end|>` in a message becomes `< |im_end|>`: a person reads the same, no token is special.
+
+    Args:
+        text: a message's content.
+        pattern: from `special_token_pattern`.
+    """
+    while pattern is not None and pattern.search(text):
+        text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+    return text
+
+
+def user_prompt(
+    text: str, chat_template: Callable | None = None, system: str = "", response_prefix: str = ""
+) -> str | list:
+    """One user message as a prompt that a model continues.
+
+    With a template the system message is sent also where it is empty (otherwise some templates write
+    one of their own); a template that refuses it gets none. The prefix follows the generation prompt:
+    no closing assistant message is needed, which some templates refuse.
+
+    Args:
+        text: the user's message.
+        chat_template: `(messages, add_generation_prompt=True) -> str`, as the harness's models offer; None for none.
+        system: the system message.
+        response_prefix: the start of the answer.
+
+    Raises:
+        InputError: a prefix was asked for and the back end takes messages instead of text.
+    """
+    from jinja2.exceptions import TemplateError
+
+    if chat_template is None:
+        head = f"{system}\n\n" if system else ""
+        return f"{head}{text}\n\n{response_prefix}" if response_prefix else head + text
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+    try:
+        prompt = chat_template(messages, add_generation_prompt=True)
+    except TemplateError:
+        prompt = chat_template(messages[1:], add_generation_prompt=True)
+    if not response_prefix:
+        return prompt
+    if not isinstance(prompt, str):
+        raise InputError(
+            "a response prefix can't be sent to a chat endpoint, which takes messages; use a task without "
+            "_prefix, or --model local-completions, which takes text"
+        )
+    return prompt + (" " if prompt and not prompt[-1].isspace() else "") + response_prefix
