@@ -1,0 +1,1 @@
+"""The task files that lm-evaluation-harness reads: data only."""
