@@ -7,7 +7,7 @@ contents in place. So nothing that a message says can change where it is.
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -92,8 +92,7 @@ def _locate(text: str, skeleton: str, messages: Sequence[dict]) -> tuple[Span, .
     ok = text.startswith(literals[0])
     for idx, literal in zip(order, literals[1:], strict=True):
         content = messages[idx]["content"]
-        forms = dict.fromkeys((content, content.strip(), content.lstrip(), content.rstrip()))
-        form = next((f for f in forms if text.startswith(f + literal, position)), None)
+        form = next((f for f in _forms(text, position, content) if text.startswith(f + literal, position)), None)
         if not ok or form is None:
             raise InputError(
                 f"the chat template changes the content of message {idx} ({messages[idx]['role']}) "
@@ -104,6 +103,16 @@ def _locate(text: str, skeleton: str, messages: Sequence[dict]) -> tuple[Span, .
     if position != len(text):
         raise InputError("the chat template writes other text for these messages than for plain ones: can't be located")
     return tuple(spans)
+
+
+def _forms(text: str, position: int, content: str) -> Iterator[str]:
+    """`content` with more and more white space taken from its ends, where `text` has it at `position`."""
+    core = content.strip()
+    head = content[: content.index(core)]
+    tail = content[len(head) + len(core) :]
+    for i in range(len(head) + 1):
+        if text.startswith(head[i:] + core, position):
+            yield from (head[i:] + core + tail[:n] for n in range(len(tail), -1, -1))
 
 
 def tokenize(tokenizer, rendered: Rendered, max_length: int | None = None) -> Tokenized:
