@@ -111,12 +111,17 @@ class ContextTask(ConfigurableTask):
         prompts = [instance.args[0] for instance in self.instances]
         answer = self.config.generation_kwargs["max_gen_toks"]
         if self.tokenizer is None:  # no token is shorter than a byte
-            counts, unit = [len(_as_text(p, None).encode()) for p in prompts], "bytes (pass tokenizer=… to count tokens)"
+            counts, unit = (
+                [len(_as_text(p, None).encode()) for p in prompts],
+                "bytes (pass tokenizer=… to count tokens)",
+            )
         else:
             counts, unit = count_tokens([_as_text(p, self.tokenizer) for p in prompts], self.tokenizer), "tokens"
         longest = max(counts)
         if longest + answer > window:
-            hint = "pass a larger max_length in --model_args if the server has it" if is_endpoint(self.model_args) else ""
+            hint = (
+                "pass a larger max_length in --model_args if the server has it" if is_endpoint(self.model_args) else ""
+            )
             raise InputError(
                 f"{self.config.task}: {sum(n + answer > window for n in counts)} of {len(counts)} prompts do not fit the "
                 f"model's window of {window} tokens: the longest has {longest} {unit}, and {answer} are kept for the "

@@ -34,15 +34,21 @@ def _read(path: Path) -> list[str]:
     if path.is_dir():
         files = sorted(path.glob("**/*.txt"))
         if not files:
-            raise InputError(f"haystack folder {path} has no .txt file; put the text there as .txt, or pass another folder")
+            raise InputError(
+                f"haystack folder {path} has no .txt file; put the text there as .txt, or pass another folder"
+            )
         return [_text(file) for file in files]
     if not path.is_file():
-        raise InputError(f"haystack {str(path)!r} does not exist; pass hub, builtin, or a path to a folder of .txt files")
+        raise InputError(
+            f"haystack {str(path)!r} does not exist; pass hub, builtin, or a path to a folder of .txt files"
+        )
     if path.suffix == ".txt":
         return [_text(path)]
     if path.suffix == ".jsonl":
         return [_line_text(path, n, line) for n, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
-    raise InputError(f"haystack {path}: expected a folder of .txt files, a .txt or a .jsonl file; pass haystack=… of its own")
+    raise InputError(
+        f"haystack {path}: expected a folder of .txt files, a .txt or a .jsonl file; pass haystack=… of its own"
+    )
 
 
 def _text(file: Path) -> str:

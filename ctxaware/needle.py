@@ -54,8 +54,27 @@ NEEDLES = {
         "goat cheese, truffle honey, pear slices, espresso-soaked dates, gorgonzola dolce, and candied walnuts.",
         "What are the secret ingredients needed to build the perfect pizza?",
         tuple(
-            "figs prosciutto smoked applewood bacon lemon goat cheese truffle honey pear slices espresso soaked "
-            "dates gorgonzola dolce candied walnuts".split()
+            [
+                "figs",
+                "prosciutto",
+                "smoked",
+                "applewood",
+                "bacon",
+                "lemon",
+                "goat",
+                "cheese",
+                "truffle",
+                "honey",
+                "pear",
+                "slices",
+                "espresso",
+                "soaked",
+                "dates",
+                "gorgonzola",
+                "dolce",
+                "candied",
+                "walnuts",
+            ]
         ),
     ),
 }
@@ -75,7 +94,9 @@ def load_needle(name: str) -> Needle:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        needle = Needle(str(content["needle"]).strip(), str(content["question"]).strip(), tuple(map(str, content["keywords"])))
+        needle = Needle(
+            str(content["needle"]).strip(), str(content["question"]).strip(), tuple(map(str, content["keywords"]))
+        )
     except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise InputError(f"needle file {path}: expected needle, question and keywords (a list) ({error!r})") from error
     if not needle.keywords or not needle.needle or not needle.question:
@@ -137,7 +158,9 @@ class GridBuilder:
 
     def __init__(self, tokenizer, haystack: str, needle: Needle, max_length: int):
         if not tokenizer.is_fast:
-            raise InputError(f"tokenizer {tokenizer.name_or_path!r} is not a fast one; pass tokenizer=… with a fast one")
+            raise InputError(
+                f"tokenizer {tokenizer.name_or_path!r} is not a fast one; pass tokenizer=… with a fast one"
+            )
         if not haystack.strip():
             raise InputError("the haystack holds no text; pass haystack=… with some")
         self.tokenizer, self.needle = tokenizer, needle

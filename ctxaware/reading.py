@@ -111,7 +111,9 @@ def _drop_hub(row: Node) -> dict:
 def _drop_release(root: Node) -> Iterator[dict]:
     for passage in root.items():
         for qa in passage["qa_pairs"].items():
-            yield _doc(qa["query_id"].value, passage["passage"].text(), qa["question"].text(), _drop_golds(qa["answer"]))
+            yield _doc(
+                qa["query_id"].value, passage["passage"].text(), qa["question"].text(), _drop_golds(qa["answer"])
+            )
 
 
 @dataclass(frozen=True)
@@ -210,4 +212,6 @@ def _parse(text: str, path: Path, line: int | None = None) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         where = f"line {line or error.lineno}, column {error.colno}"
-        raise InputError(f"{path} is not whole JSON: it breaks at {where} ({error.msg}); fetch the file again") from error
+        raise InputError(
+            f"{path} is not whole JSON: it breaks at {where} ({error.msg}); fetch the file again"
+        ) from error

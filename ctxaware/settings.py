@@ -76,7 +76,7 @@ def _typed(key: str, value: Any, kind: str | type) -> Any:
         raise InputError(f"{key} must be a whole number, got {value!r}; pass --metadata '{{\"{key}\": 4}}'")
     if isinstance(value, str):
         return value
-    raise InputError(f"{key} must be text, got {value!r}; pass --metadata '{{\"{key}\": \"…\"}}'")
+    raise InputError(f'{key} must be text, got {value!r}; pass --metadata \'{{"{key}": "…"}}\'')
 
 
 def _refuse_misspelt(key: str, task: str) -> None:

@@ -18,7 +18,7 @@ _API_WINDOW = 2048  # what the harness's API models take where max_length is not
 
 def is_endpoint(model_args: dict[str, Any]) -> bool:
     """Whether the model is behind an HTTP endpoint, so that its name need not be a hub name."""
-    return bool(model_args.get("base_url")) or "pretrained" not in model_args and "model" in model_args
+    return bool(model_args.get("base_url")) or ("pretrained" not in model_args and "model" in model_args)
 
 
 def load_tokenizer(model_args: dict[str, Any], required: str | None = None):
@@ -108,11 +108,14 @@ def leaking_generation_settings(model_args: dict[str, Any]) -> dict[str, Any]:
     from transformers import GenerationConfig
 
     try:
-        config = GenerationConfig.from_pretrained(model_args["pretrained"], revision=model_args.get("revision") or "main")
+        config = GenerationConfig.from_pretrained(
+            model_args["pretrained"], revision=model_args.get("revision") or "main"
+        )
     except (OSError, ValueError):
         return {}  # most base models have none
     return {
-        key: value for key in (*NEUTRAL_GENERATION, "max_new_tokens")
+        key: value
+        for key in (*NEUTRAL_GENERATION, "max_new_tokens")
         if (value := getattr(config, key, None)) not in (None, NEUTRAL_GENERATION.get(key))
     }
 
