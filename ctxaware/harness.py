@@ -6,6 +6,7 @@ model's window before anything is generated, and the indicator.
 """
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -58,11 +59,21 @@ class ContextTask(ConfigurableTask):
         if indicator:
             indicator_id(self.tokenizer)
         self._leaks = leaking_generation_settings(self.model_args)
-        if self._leaks:
-            logger.warning("the model's generation_config.json sets %s; neutral values are used instead", self._leaks)
-            overrides = {key: NEUTRAL_GENERATION[key] for key in self._leaks if key in NEUTRAL_GENERATION}
-            self.config.generation_kwargs.update(overrides)
+        self._keep_greedy(self.config.generation_kwargs)
         self.dataset = {self.config.test_split: datasets.Dataset.from_list(self.make_docs())}
+
+    def _keep_greedy(self, generation_kwargs: dict[str, Any]) -> None:
+        """Override what the checkpoint's own generation settings would add to greedy decoding."""
+        if not self._leaks:
+            return
+        logger.warning("the model's generation_config.json sets %s; that is undone for this task", self._leaks)
+        neutral = {key: NEUTRAL_GENERATION[key] for key in self._leaks if key in NEUTRAL_GENERATION}
+        generation_kwargs.update(neutral)
+        if self._leaks.get("max_new_tokens", math.inf) < generation_kwargs["max_gen_toks"]:
+            raise InputError(
+                f"{self.config.task}: the model's generation_config.json stops after {self._leaks['max_new_tokens']} "
+                f"tokens and {generation_kwargs['max_gen_toks']} are needed; remove max_new_tokens from that file"
+            )
 
     def make_docs(self) -> list[dict]:
         """The documents."""
@@ -111,22 +122,22 @@ class ContextTask(ConfigurableTask):
         prompts = [instance.args[0] for instance in self.instances]
         answer = self.config.generation_kwargs["max_gen_toks"]
         if self.tokenizer is None:  # no token is shorter than a byte
-            counts, unit = (
-                [len(_as_text(p, None).encode()) for p in prompts],
-                "bytes (pass tokenizer=… to count tokens)",
-            )
+            counts = [len(_as_text(prompt, None).encode()) for prompt in prompts]
+            unit = "bytes (pass tokenizer=… to count tokens)"
         else:
-            counts, unit = count_tokens([_as_text(p, self.tokenizer) for p in prompts], self.tokenizer), "tokens"
+            counts = count_tokens([_as_text(prompt, self.tokenizer) for prompt in prompts], self.tokenizer)
+            unit = "tokens"
         longest = max(counts)
         if longest + answer > window:
-            hint = (
-                "pass a larger max_length in --model_args if the server has it" if is_endpoint(self.model_args) else ""
-            )
+            n_over = sum(count + answer > window for count in counts)
             raise InputError(
-                f"{self.config.task}: {sum(n + answer > window for n in counts)} of {len(counts)} prompts do not fit the "
-                f"model's window of {window} tokens: the longest has {longest} {unit}, and {answer} are kept for the "
-                f"answer; {self.shorter_hint()}{' or ' + hint if hint else ''}"
+                f"{self.config.task}: {n_over} of {len(counts)} prompts do not fit the model's window of {window} "
+                f"tokens: the longest has {longest} {unit}, and {answer} are kept for the answer; "
+                f"{self.shorter_hint()}{self._server_hint()}"
             )
+
+    def _server_hint(self) -> str:
+        return ", or pass the server's max_length in --model_args" if is_endpoint(self.model_args) else ""
 
     def shorter_hint(self) -> str:
         """What a user can do about a prompt that is too long."""
@@ -170,7 +181,7 @@ class NeedleTask(ContextTask):
         if window is not None and s.max_context_length > window + is_endpoint(self.model_args):
             raise InputError(
                 f"max_context_length {s.max_context_length} is past the model's window of {window} tokens; "
-                f"lower max_context_length{', or pass max_length in --model_args' if is_endpoint(self.model_args) else ''}"
+                f"lower max_context_length{self._server_hint()}"
             )
         lengths = needle.grid_context_lengths(
             s.min_context_length, s.max_context_length, s.num_context_lengths, s.reserve

@@ -53,28 +53,9 @@ NEEDLES = {
         "The secret ingredients needed to build the perfect pizza are figs, prosciutto, smoked applewood bacon, lemon, "
         "goat cheese, truffle honey, pear slices, espresso-soaked dates, gorgonzola dolce, and candied walnuts.",
         "What are the secret ingredients needed to build the perfect pizza?",
-        tuple(
-            [
-                "figs",
-                "prosciutto",
-                "smoked",
-                "applewood",
-                "bacon",
-                "lemon",
-                "goat",
-                "cheese",
-                "truffle",
-                "honey",
-                "pear",
-                "slices",
-                "espresso",
-                "soaked",
-                "dates",
-                "gorgonzola",
-                "dolce",
-                "candied",
-                "walnuts",
-            ]
+        (
+            *("figs", "prosciutto", "smoked", "applewood", "bacon", "lemon", "goat", "cheese", "truffle", "honey"),
+            *("pear", "slices", "espresso", "soaked", "dates", "gorgonzola", "dolce", "candied", "walnuts"),
         ),
     ),
 }
@@ -94,9 +75,8 @@ def load_needle(name: str) -> Needle:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        needle = Needle(
-            str(content["needle"]).strip(), str(content["question"]).strip(), tuple(map(str, content["keywords"]))
-        )
+        keywords = tuple(str(word) for word in content["keywords"])
+        needle = Needle(str(content["needle"]).strip(), str(content["question"]).strip(), keywords)
     except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise InputError(f"needle file {path}: expected needle, question and keywords (a list) ({error!r})") from error
     if not needle.keywords or not needle.needle or not needle.question:

@@ -51,7 +51,7 @@ def find_samples(path: Path, task_prefix: str) -> list[SampleFile]:
     found = [f for f in found if f.task.startswith(task_prefix)]
     if not found:
         raise InputError(
-            f"no sample file of {task_prefix} at {path}; expected samples_{task_prefix}_DATE.jsonl, which lm_eval writes "
-            f"with --log_samples --output_path FOLDER"
+            f"no sample file of {task_prefix} at {path}; expected samples_{task_prefix}_DATE.jsonl, which "
+            f"lm_eval writes with --log_samples --output_path FOLDER"
         )
     return found

@@ -13,6 +13,14 @@ logger = logging.getLogger("lm_eval.ctxaware")
 
 _TOKENIZER_KEYS = ("tokenizer", "tokenizer_path", "pretrained", "model")  # hf, vllm; sglang; API back ends
 _WINDOW_KEYS = ("max_length", "max_model_len", "context_length")  # hf and API; vllm; sglang
+NEUTRAL_GENERATION = {  # the values that leave greedy decoding as it is
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "num_beams": 1,
+}
 _API_WINDOW = 2048  # what the harness's API models take where max_length is not given
 
 
@@ -118,21 +126,3 @@ def leaking_generation_settings(model_args: dict[str, Any]) -> dict[str, Any]:
         for key in (*NEUTRAL_GENERATION, "max_new_tokens")
         if (value := getattr(config, key, None)) not in (None, NEUTRAL_GENERATION.get(key))
     }
-
-
-NEUTRAL_GENERATION = {  # the values that leave greedy decoding as it is
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_repetition_penalty": 1.0,
-    "exponential_decay_length_penalty": None,
-    "min_length": 0,
-    "min_new_tokens": None,
-    "num_beams": 1,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "bad_words_ids": None,
-    "forced_eos_token_id": None,
-    "forced_bos_token_id": None,
-    "sequence_bias": None,
-    "penalty_alpha": None,
-}
