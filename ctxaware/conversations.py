@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ctxaware.errors import InputError
@@ -54,39 +54,46 @@ def find_file(path: str | Path, preferred: str | None = None) -> Path:
     return found[0]
 
 
-def read_records(path: Path) -> Iterator[dict]:
+def read_records(path: Path, on_share: Callable[[float], None] | None = None) -> Iterator[dict]:
     """The records of a JSON list, JSONL or Parquet file, one at a time: memory does not grow with the file.
+
+    Args:
+        path: of the file.
+        on_share: called now and then with the share of the file that has been read, 0–1.
 
     Raises:
         BrokenFileError: the file ends or breaks in the middle, after its whole records were yielded.
         InputError: the file is none of the three.
     """
     if path.suffix == ".parquet":
-        yield from _read_parquet(path)
+        yield from _read_parquet(path, on_share)
         return
     with open(path, "rb") as file:
         start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     if start == b"[":
-        yield from _read_json_list(path)
+        yield from _read_json_list(path, on_share)
     elif start == b"{":
-        yield from _read_jsonl(path)
+        yield from _read_jsonl(path, on_share)
     else:
         raise InputError(f"{path} is neither a JSON list, JSON lines nor Parquet (it starts with {start!r})")
 
 
-def _read_parquet(path: Path) -> Iterator[dict]:
+def _read_parquet(path: Path, on_share) -> Iterator[dict]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
+            n_read = 0
             for batch in file.iter_batches(batch_size=_ROW_GROUP):
                 yield from batch.to_pylist()
+                n_read += batch.num_rows
+                _tell(on_share, n_read, file.metadata.num_rows)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is not a whole Parquet file: {error}") from error
 
 
-def _read_json_list(path: Path) -> Iterator[dict]:
+def _read_json_list(path: Path, on_share) -> Iterator[dict]:
     import ijson
 
     n_whole = 0
@@ -97,11 +104,13 @@ def _read_json_list(path: Path) -> Iterator[dict]:
             for record in ijson.items(file, "item", use_float=True):
                 yield record
                 n_whole += 1
+                if n_whole % _ROW_GROUP == 0:
+                    _tell(on_share, file.tell(), path.stat().st_size)
         except (ijson.JSONError, UnicodeDecodeError) as error:
             raise BrokenFileError(path, n_whole, " ".join(str(error).split())[:80]) from error
 
 
-def _read_jsonl(path: Path) -> Iterator[dict]:
+def _read_jsonl(path: Path, on_share) -> Iterator[dict]:
     n_whole = 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -113,6 +122,13 @@ def _read_jsonl(path: Path) -> Iterator[dict]:
                 raise BrokenFileError(path, n_whole, f"line {number}: {error}") from error
             yield record
             n_whole += 1
+            if n_whole % _ROW_GROUP == 0:
+                _tell(on_share, file.tell(), path.stat().st_size)
+
+
+def _tell(on_share, done: int, total: int) -> None:
+    if on_share and total:
+        on_share(done / total)
 
 
 def read_conversations(path: str | Path) -> Iterator[dict]:
@@ -143,8 +159,11 @@ def read_conversations(path: str | Path) -> Iterator[dict]:
 
 def fingerprint(path: str | Path) -> str:
     """SHA-256 of the data file, in hexadecimal."""
+    digest = hashlib.sha256()
     with open(find_file(path), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -180,7 +199,7 @@ def write_json(path: Path, value) -> None:
 
 
 def write_conversations(
-    folder: Path, conversations: Iterable[dict], kind: str = "parquet", extra_columns: Callable | None = None
+    folder: Path, conversations: Iterable[dict], kind: str = "parquet", extra_columns: Sequence[tuple] = ()
 ) -> Path:
     """Write conversations into `folder`, one row group at a time, whole or not at all.
 
@@ -188,7 +207,7 @@ def write_conversations(
         folder: made if need be; a file of the other format in it is removed at the end.
         conversations: dicts with `id`, `messages` and what `extra_columns` names.
         kind: "parquet" or "jsonl".
-        extra_columns: gives further `(name, pyarrow type)` pairs.
+        extra_columns: further `(name, pyarrow type)` pairs.
 
     Returns:
         The file's path.
@@ -201,14 +220,14 @@ def write_conversations(
             with open(beside, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(c, ensure_ascii=False) + "\n" for c in conversations)
         else:
-            _write_parquet(beside, conversations, extra_columns() if extra_columns else [])
+            _write_parquet(beside, conversations, extra_columns)
     for other in FORMATS:
         if other != kind:
             (path.parent / f"{STEM}.{other}").unlink(missing_ok=True)
     return path
 
 
-def _write_parquet(path: Path, conversations: Iterable[dict], extra: list) -> None:
+def _write_parquet(path: Path, conversations: Iterable[dict], extra: Sequence[tuple]) -> None:
     import itertools
 
     import pyarrow as pa
