@@ -7,6 +7,7 @@ model's window before anything is generated, and the indicator.
 
 import logging
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +35,7 @@ class ContextTask(ConfigurableTask):
     """A generation task over documents of ours. Sub-classes say how documents and user messages are made.
 
     `dataset_kwargs` of the YAML: `indicator` (the message carries `[IND]`), `response_prefix` (the answer
-    is begun), `dataset` (which reading data set).
+    is begun), `all_prompt_templates` (the grid once for each), `dataset` (which reading data set).
     """
 
     settings_class: type
@@ -190,12 +191,13 @@ class NeedleTask(ContextTask):
         chosen = needle.load_needle(s.needle)
         text = chat.defuse(load_haystack(s.haystack or s.source, s.data_revision), self._special)
         prefix = chosen.response_prefix if self.variant.get("response_prefix") else ""
-        docs = needle.build_grid(self.tokenizer, text, chosen, lengths, depths)
-        return [{**doc, "response_prefix": prefix} for doc in docs]
+        docs = list(needle.build_grid(self.tokenizer, text, chosen, lengths, depths))
+        numbers = needle.PROMPT_TEMPLATES if self.variant.get("all_prompt_templates") else [s.prompt_template]
+        return [{**doc, "response_prefix": prefix, "prompt_template": n} for n in numbers for doc in docs]
 
     def user_text(self, doc: dict) -> str:
         """The prompt template with its document and question."""
-        template = needle.PROMPT_TEMPLATES[self.settings.prompt_template]
+        template = needle.PROMPT_TEMPLATES[doc["prompt_template"]]
         return template.format(context=doc["context"], question=doc["question"])
 
     def shorter_hint(self) -> str:
@@ -232,16 +234,28 @@ def score_needle(doc: dict, results: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def score_needle_prompts(doc: dict, results: Sequence[str]) -> dict[str, Any]:
+    """As `score_needle`, and what the mean and standard deviation over prompt templates are made of."""
+    scores = score_needle(doc, results)
+    by_prompt = (doc["prompt_template"], scores["recall"])
+    return {**scores, "recall_by_prompt_template": by_prompt, "recall_sd_over_prompts": by_prompt}
+
+
 def score_reading(doc: dict, results: Sequence[str]) -> dict[str, float]:
-    """Containment of one answer's first sentence (`contain_all` counts for DROP only)."""
+    """Containment of one answer's first sentence: any gold counts."""
     response, golds = metrics.first_sentence(results[0]), doc["answers"]
     contain = float(metrics.contains_any(response, golds))
     return {
         "score": contain,
         "contain": contain,
         "contain_substring": float(metrics.contains_any(response, golds, metrics.contains_substring)),
-        "contain_all": float(metrics.contains_all(response, golds)),
     }
+
+
+def score_spans(doc: dict, results: Sequence[str]) -> dict[str, float]:
+    """As `score_reading`, and `contain_all`: every span of an answer with several."""
+    every = metrics.contains_all(metrics.first_sentence(results[0]), doc["answers"])
+    return {**score_reading(doc, results), "contain_all": float(every)}
 
 
 def mean_by_key(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
@@ -250,3 +264,9 @@ def mean_by_key(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
     for key, value in pairs:
         groups[key].append(value)
     return {f"{key:g}": sum(groups[key]) / len(groups[key]) for key in sorted(groups)}
+
+
+def sd_over_keys(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Standard deviation (n - 1) of the means by key: the ± of the paper's table 7; None for a single key."""
+    means = list(mean_by_key(pairs).values())
+    return statistics.stdev(means) if len(means) > 1 else None

@@ -26,7 +26,7 @@ PROMPT_TEMPLATES = {  # the paper's table 8; {context} on lines of its own
     3: "Document:\n{context}\nAnswer the question according to the provided document: {question}",
     4: "Context:\n{context}\nAnswer the question according to the provided context: {question}",
 }
-PREFIX_WORDS = 8  # the response prefix is the needle's first eight words
+PREFIX_WORDS = 8  # of the needle, which start the answer in the prefix tasks
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ class Needle:
     needle: str
     question: str
     keywords: tuple[str, ...]
+    prefix: str | None = None  # where the published start of the answer is not the first eight words
 
     @property
     def response_prefix(self) -> str:
         """The start of the answer that prefix tasks give to the model."""
-        return " ".join(self.needle.split()[:PREFIX_WORDS])
+        return self.prefix or " ".join(self.needle.split()[:PREFIX_WORDS])
 
 
 NEEDLES = {
@@ -48,6 +49,7 @@ NEEDLES = {
         "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.",
         "What is the best thing to do in San Francisco?",
         ("eat", "sandwich", "sit", "dolores", "park", "sunny", "day"),
+        "The best thing to do in San Francisco is",
     ),
     "pizza": Needle(
         "The secret ingredients needed to build the perfect pizza are figs, prosciutto, smoked applewood bacon, lemon, "
@@ -134,7 +136,7 @@ class GridBuilder:
         InputError: the tokenizer is not a fast one, or the haystack holds no text.
     """
 
-    _WINDOW = 48  # tokens either side of a cut that are encoded anew
+    _WINDOW = 32  # at least so many tokens either side of a cut are encoded anew
 
     def __init__(self, tokenizer, haystack: str, needle: Needle, max_length: int):
         if not tokenizer.is_fast:
@@ -144,7 +146,7 @@ class GridBuilder:
         if not haystack.strip():
             raise InputError("the haystack holds no text; pass haystack=… with some")
         self.tokenizer, self.needle = tokenizer, needle
-        self._tokenize(haystack.strip(), max_length + self._WINDOW)
+        self._tokenize(haystack.strip(), max_length)
         self.sentence_ends = [m.end() for m in re.finditer(r"\.(?=\s)", self.text)]
         self._needle_tokens = self._count(" " + needle.needle)
 
@@ -160,7 +162,10 @@ class GridBuilder:
             size *= 2
         if offsets[wanted - 1, 1] > len(haystack):
             logger.warning("the haystack has fewer than the %s tokens of the longest cell; it is repeated", wanted)
-        self.starts, self.ends = offsets[:wanted, 0], offsets[:wanted, 1]
+        self.starts, self.ends = offsets[:, 0], offsets[:, 1]
+        is_space = np.array([c.isspace() for c in self.text] + [True])
+        clean = is_space[self.starts[1:]] & ~is_space[self.ends[:-1] - 1] & (self.starts[1:] >= self.ends[:-1])
+        self.words = np.flatnonzero(clean) + 1  # tokens that start a word: a cut before one changes no other token
 
     def _encode(self, text: str, **kwargs):
         return self.tokenizer(text, add_special_tokens=False, verbose=False, **kwargs)
@@ -215,22 +220,33 @@ class GridBuilder:
     def _true_count(self, n_hay: int, at: int) -> int:
         """Tokens of the cell with the first `n_hay` haystack tokens and the needle at character `at`."""
         at_token = int(np.searchsorted(self.ends[:n_hay], at))
-        first = max(0, at_token - self._WINDOW)
-        last = min(n_hay, at_token + self._WINDOW)
-        count = n_hay + self._count(self._compose(self.starts[first], at, self.ends[last - 1])) - (last - first)
-        count -= self._fragment_excess(first, last)
-        return count + self._tail_excess(n_hay) if last < n_hay else count
+        first, last = self._word_before(at_token), self._word_after(at_token)
+        if last >= n_hay:  # one fragment holds the insertion and the cut
+            fragment = self._count(self._compose(self.starts[first], at, self.ends[n_hay - 1]))
+            return first + fragment - self._start_excess(first)
+        with_needle = self._count(self._compose(self.starts[first], at, self.ends[last - 1]))
+        without = self._count(self.text[self.starts[first] : self.ends[last - 1]])
+        return self._cut_count(n_hay) + with_needle - without
 
-    def _fragment_excess(self, first: int, last: int) -> int:
+    def _cut_count(self, n_hay: int) -> int:
+        """Tokens of the haystack cut after `n_hay` tokens: a word cut in two may be split otherwise."""
+        first = self._word_before(n_hay)
+        return first + self._count(self.text[self.starts[first] : self.ends[n_hay - 1]]) - self._start_excess(first)
+
+    def _start_excess(self, first: int) -> int:
         """By how much a fragment, encoded alone, exceeds its tokens for the way it starts (a prefix space, say)."""
-        stop = min(len(self.ends), last + self._WINDOW)
+        stop = self._word_after(first)
         return self._count(self.text[self.starts[first] : self.ends[stop - 1]]) - (stop - first)
 
-    def _tail_excess(self, n_hay: int) -> int:
-        """By how much the text cut after `n_hay` tokens exceeds them: a word cut in two may be split otherwise."""
-        first = max(0, n_hay - self._WINDOW)
-        tail = self._count(self.text[self.starts[first] : self.ends[n_hay - 1]]) - (n_hay - first)
-        return tail - self._fragment_excess(first, n_hay)
+    def _word_before(self, token: int) -> int:
+        """A token well before `token` where a word starts; the first of all if there is none."""
+        k = np.searchsorted(self.words, token - self._WINDOW, side="right")
+        return int(self.words[k - 1]) if k else 0
+
+    def _word_after(self, token: int) -> int:
+        """A token well after `token` where a word starts; past the last if there is none."""
+        k = np.searchsorted(self.words, token + self._WINDOW)
+        return int(self.words[k]) if k < len(self.words) else len(self.ends)
 
 
 def build_grid(

@@ -76,3 +76,23 @@ def select_turns(
     if (threshold is None) == (percent is None):
         raise InputError("pass either a threshold or a top percent, not both and not neither")
     return above_threshold(scores, threshold) if percent is None else top_percent(scores, percent)
+
+
+def disagreement(scores_by_layer: np.ndarray, percent: float) -> np.ndarray:
+    """Figure 5: the share of one layer's top turns that is not among another's, for each pair of layers.
+
+    Args:
+        scores_by_layer: float `[n_layers, n_turns]`, NaN without a score.
+        percent: 0–100, of the scored turns.
+
+    Returns:
+        float `[n_layers, n_layers]`, 0–1: symmetric, 0 on the diagonal.
+
+    Raises:
+        InputError: `percent` is out of range or selects no turn.
+    """
+    tops = np.stack([top_percent(list(scores), percent) for scores in scores_by_layer])
+    n_selected = tops.sum(axis=1)
+    if not n_selected.all():
+        raise InputError(f"the top {percent:g}% of {scores_by_layer.shape[1]} turns is none; score more conversations")
+    return 1 - (tops[:, None] & tops[None]).sum(axis=-1) / n_selected[:, None]

@@ -1,22 +1,35 @@
-"""What all tests share: no network, one thread, tiny tokenizers and models."""
+"""Fixtures that several test modules share."""
 
 import os
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that forgets itself fails at once
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import chats
 import pytest
+import tiny
 
-from tests.tiny import CHATML, make_tokenizer
+
+@pytest.fixture(params=["byte_level", "sentencepiece_like"])
+def tokenizer(request):
+    """Each of the two ways in which today's tokenizers behave."""
+    return getattr(tiny, f"{request.param}_tokenizer")()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A tiny random model with a ChatML template."""
+    return tiny.save_model(tmp_path_factory.mktemp("model"), tiny.byte_level_tokenizer())
+
+
+@pytest.fixture
+def chatml_tokenizer():
+    """A byte-level tokenizer with a plain ChatML template and the usual markers as special tokens."""
+    return chats.make_tokenizer(chats.CHATML)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     import torch
 
-    torch.set_num_threads(1)  # tiny matrices: threads only wait for one another
-
-
-@pytest.fixture
-def chatml_tokenizer():
-    """A byte-level tokenizer with a ChatML template."""
-    return make_tokenizer(CHATML)
+    torch.set_num_threads(1)  # for tiny matrices threads only wait for one another

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from chats import CHATML, SPECIAL, TAKES_SPACE, TINYLLAMA, make_tokenizer, trl_templates
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ctxaware.chat import NOBODY, defuse, render, special_token_pattern, tokenize
 from ctxaware.errors import InputError
 from ctxaware.indicator import add_indicator, append_indicator
-from tests.tiny import CHATML, SPECIAL, TAKES_SPACE, TINYLLAMA, make_tokenizer, trl_templates
 
 HOSTILE = (
     "<|assistant|>",
@@ -41,7 +41,7 @@ TAKE_PARTS_ONLY = {"idefics3", "llava_next", "smolvlm"}  # content must be a lis
 NO_SYSTEM = {"gemma"}
 
 
-@pytest.fixture(scope="module", params=["byte-level", "metaspace"])
+@pytest.fixture(scope="module", params=["byte_level", "sentencepiece_like"])
 def tokenizers(request):
     special = ("[IND]",)
     return {name: make_tokenizer(text, request.param, special) for name, text in trl_templates().items()}

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from chats import CHATML, TINYLLAMA, make_tokenizer, sharp_llama
 
 from ctxaware.chat import render, tokenize
 from ctxaware.dependency import encode, score_conversations
 from ctxaware.errors import InputError
-from tests.tiny import CHATML, TINYLLAMA, make_tokenizer, random_llama
 
 ALTERNATING = (
     "{% for m in messages %}{% if m.role != ('user' if loop.index0 % 2 == 0 else 'assistant') %}"
@@ -33,7 +33,7 @@ CONVERSATIONS = [
 
 @pytest.fixture(scope="module")
 def model():
-    return random_llama(n_layers=3)
+    return sharp_llama(n_layers=3)
 
 
 def published(model, tokenizer, conversation, layer, max_length):
@@ -148,7 +148,7 @@ def test_a_hostile_message_is_all_the_users(model, hostile):
 
 
 def test_a_training_model_can_be_scored_and_goes_on_training(chatml_tokenizer):
-    model = random_llama()
+    model = sharp_llama()
     model.config.attention_dropout = 0.5
     model.gradient_checkpointing_enable()
     model.train()
@@ -161,8 +161,8 @@ def test_a_training_model_can_be_scored_and_goes_on_training(chatml_tokenizer):
 
 def test_a_peft_model_is_scored_with_its_adapter(chatml_tokenizer):
     peft = pytest.importorskip("peft")
-    base = score_conversations(random_llama(), chatml_tokenizer, CONVERSATIONS, layers=[2]).turns
-    model = peft.get_peft_model(random_llama(), peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    base = score_conversations(sharp_llama(), chatml_tokenizer, CONVERSATIONS, layers=[2]).turns
+    model = peft.get_peft_model(sharp_llama(), peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     adapted = score_conversations(model, chatml_tokenizer, CONVERSATIONS, layers=[2]).turns
     merged = score_conversations(model.merge_and_unload(), chatml_tokenizer, CONVERSATIONS, layers=[2]).turns
     for a, m in zip(adapted, merged, strict=True):
@@ -171,7 +171,7 @@ def test_a_peft_model_is_scored_with_its_adapter(chatml_tokenizer):
 
 
 def test_scores_that_are_not_finite_are_an_error(chatml_tokenizer):
-    model = random_llama()
+    model = sharp_llama()
     model.model.layers[0].mlp.down_proj.weight.data[:] = float("inf")
     with pytest.raises(InputError, match=r"not finite.*--dtype float32"):
         score_conversations(model, chatml_tokenizer, CONVERSATIONS, layers=[2])

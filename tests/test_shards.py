@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from chats import CHATML, make_tokenizer, sharp_llama
 
 from ctxaware import shards
 from ctxaware.conversations import write_conversations
 from ctxaware.errors import InputError
 from ctxaware.scoring import ScoreRun, score_file
-from tests.tiny import CHATML, make_tokenizer, random_llama
 
 N_CONVERSATIONS = 4 * shards.SHARD_SIZE + 7
 
@@ -26,7 +26,7 @@ def place(tmp_path_factory):
     """A folder with a tiny model and five shards of conversations."""
     folder = tmp_path_factory.mktemp("score")
     tokenizer = make_tokenizer(CHATML)
-    random_llama(n_layers=3, vocab_size=len(tokenizer)).save_pretrained(folder / "model")
+    sharp_llama(n_layers=3, vocab_size=len(tokenizer)).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     text = ["the lake is here ", "Where is it? ", "the light house ", "It is there. "]
     write_conversations(
@@ -66,7 +66,10 @@ def command(place, out, *more):
     return [*map(str, [*arguments, "--batch-tokens", "2000", "--device", "cpu", *more])]
 
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+ENVIRONMENT = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": f"{Path(__file__).parents[1]}{os.pathsep}{Path(__file__).parent}",
+}
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +150,7 @@ def test_changed_data_or_weights_under_the_same_name_are_refused(place, undistur
     shutil.copytree(place / "model", copy)
     out = tmp_path / "scores.parquet"
     score_file(ScoreRun(place / "data", str(copy), out, "1", 300, 2000, device="cpu", limit=3))
-    random_llama(n_layers=3, vocab_size=len(make_tokenizer(CHATML)), seed=1).save_pretrained(copy)
+    sharp_llama(n_layers=3, vocab_size=len(make_tokenizer(CHATML)), seed=1).save_pretrained(copy)
     with pytest.raises(InputError, match="revision"):
         score_file(ScoreRun(place / "data", str(copy), out, "1", 300, 2000, device="cpu", limit=3))
 
@@ -198,7 +201,7 @@ def test_two_processes_write_the_same_file_as_one(place, undisturbed, tmp_path):
         "--main_process_port",
         "0",
         "-m",
-        "tests.count_processes",
+        "count_processes",
         str(tmp_path / "ranks"),
     ]
     done = subprocess.run([*launch, *command(place, out)], env=ENVIRONMENT, capture_output=True, text=True, timeout=180)

@@ -91,3 +91,56 @@ def _say_scored(out: Path, rejected: dict[str, str]) -> None:
     if rejected:
         name, reason = next(iter(rejected.items()))
         print(f"{len(rejected):,} conversations have no score, the first of them {name}: {reason}")
+
+
+@app.command()
+def select(
+    data: Annotated[Path, typer.Argument(help="The data that were scored.")],
+    scores: Annotated[Path, typer.Option(help="The file that score wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder for the marked data, statistics.json and pictures.")],
+    threshold: Annotated[float | None, typer.Option(help="Select scores above this; 0.6 where none is given.")] = None,
+    top_percent: Annotated[float | None, typer.Option(help="Select this share of turns instead, in percent.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Which layer, where the scores are of several.")] = None,
+) -> None:
+    """Mark the context-dependent instructions with [IND]: data for the indicator recipe.
+
+    \b
+    Examples:
+      ctxaware select data/sharegpt --scores scores.parquet --threshold 0.6 --out data/sharegpt_ind
+      ctxaware select data/sharegpt --scores layers.parquet --layer 12 --top-percent 10 --out data/sharegpt_top
+    """
+    from ctxaware.selecting import select as select_turns
+    from ctxaware.selection import DEFAULT_THRESHOLD
+
+    if threshold is None and top_percent is None:
+        threshold = DEFAULT_THRESHOLD
+    done = select_turns(data, scores, out, threshold, top_percent, layer)
+    told = done.statistics
+    print(f"selected {told['selected']:,} of {told['instructions']:,} instructions ({told['selected_share']:.3f})")
+    for value, share in told["share_above"].items():
+        print(f"  above {value}: {share:.3f}")
+    print("\n".join(map(str, done.files)))
+
+
+@app.command()
+def layers(
+    scores: Annotated[Path, typer.Option(help="A file that score wrote with --layer all (or 9,12,15).")],
+    top_percent: Annotated[float, typer.Option(help="Share of turns that a layer selects, in percent.")] = 10,
+    out: Annotated[Path | None, typer.Option(help="Folder for picture and table; default beside the scores.")] = None,
+) -> None:
+    """Compare what layers select, in order to choose one for a model.
+
+    Prints each layer's mean disagreement with the others, and the layer that agrees best.
+
+    \b
+    Examples:
+      ctxaware score data/sharegpt --model ./my-model --layer all --limit 500 --out layers.parquet
+      ctxaware layers --scores layers.parquet --top-percent 10
+    """
+    from ctxaware.selecting import compare_layers
+
+    done = compare_layers(scores, top_percent, out)
+    print("layer  mean disagreement with the others")
+    for layer_idx, mean in zip(done.layers, done.mean, strict=True):
+        print(f"{layer_idx:>5}  {mean:.3f}" + ("  <- agrees best" if layer_idx == done.best else ""))
+    print("\n".join(map(str, done.files)))
