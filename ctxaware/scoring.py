@@ -2,8 +2,6 @@
 
 import contextlib
 import hashlib
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from ctxaware.conversations import find_file
 from ctxaware.dependency import score_conversations
 from ctxaware.errors import InputError
 from ctxaware.models import choose_dtype, load_config, load_model, load_tokenizer, resolved_revision
+from ctxaware.processes import on_main
 from ctxaware.progress import progress_bar
 
 
@@ -55,16 +54,14 @@ def score_file(run: ScoreRun) -> dict[str, str]:
     state = PartialState(cpu=run.device == "cpu")
     device = _device(run.device, state)
     with contextlib.ExitStack() as held:
-        plan = _on_main(state, lambda: _plan(run, device, held))
+        plan = on_main(state, lambda: _plan(run, device, held))
         if plan.todo is None:
             return shards.read_metadata(run.out)["rejected"]
         mine = plan.todo[state.process_index :: state.num_processes]
         if mine:
             _score_mine(run, plan.manifest, mine, device, state)
         state.wait_for_everyone()
-        rejected = _on_main(state, lambda: shards.join_shards(run.out, plan.manifest))
-    if state.num_processes > 1:
-        state.destroy_process_group()
+        rejected = on_main(state, lambda: shards.join_shards(run.out, plan.manifest))
     return rejected
 
 
@@ -80,25 +77,6 @@ def _device(wanted: str | None, state):
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {wanted!r} was asked for, but there is no CUDA device here; pass --device cpu")
     return device
-
-
-def _on_main(state, work: Callable):
-    """The result of `work`, done by the main process alone; its `InputError` ends every process."""
-    from accelerate.utils import broadcast_object_list
-
-    box = [None, None]
-    if state.is_main_process:
-        try:
-            box[0] = work()
-        except InputError as error:
-            box[1] = str(error)
-    if state.num_processes > 1:
-        broadcast_object_list(box)
-    if box[1] is not None:
-        if not state.is_main_process:
-            sys.exit(2)  # the main process says why
-        raise InputError(box[1])
-    return box[0]
 
 
 def _plan(run: ScoreRun, device, held: contextlib.ExitStack) -> Plan:

@@ -1,6 +1,7 @@
 """What `ctxaware select` and `ctxaware layers` do with a file of scores."""
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,21 @@ def read_scores(path: Path, layer: int | None = None) -> dict[int, Scores]:
     return by_layer
 
 
+def read_one_layer(path: Path, layer: int | None = None) -> tuple[int, Scores]:
+    """The layer and its scores, of a file that has one layer or of the one asked for.
+
+    Raises:
+        InputError: the file has several and none was asked for, or no score at all.
+    """
+    by_layer = read_scores(path, layer)
+    if len(by_layer) > 1:
+        raise InputError(f"{path} has scores of layers {list(by_layer)}; pass --layer with one of them")
+    ((layer, scores),) = by_layer.items()
+    if not scores.is_scored.any():
+        raise InputError(f"{path} has no score that is not null; nothing can be selected")
+    return layer, scores
+
+
 @dataclass(frozen=True)
 class Selected:
     """What was selected.
@@ -87,12 +103,7 @@ def select(
     Raises:
         InputError: the scores are of other data or of several layers, or an option is wrong.
     """
-    by_layer = read_scores(scores_file, layer)
-    if len(by_layer) > 1:
-        raise InputError(f"{scores_file} has scores of layers {list(by_layer)}; pass --layer with one of them")
-    ((layer, scores),) = by_layer.items()
-    if not scores.is_scored.any():
-        raise InputError(f"{scores_file} has no score that is not null; nothing can be selected")
+    layer, scores = read_one_layer(scores_file, layer)
     chosen = selection.select_turns(scores.values, threshold=threshold, percent=percent)
     if percent is not None:
         threshold = float(scores.values[chosen].min()) if chosen.any() else None
@@ -122,8 +133,12 @@ def select(
     return Selected(statistics, [written, out / STATISTICS, *pictures])
 
 
-def _marked(data: Path, scores: Scores, chosen: np.ndarray):
-    """Conversations with marks and scores; the scores must be of these very turns."""
+def aligned(data: Path, scores: Scores) -> Iterator[tuple[dict, slice]]:
+    """Each conversation of `data`, and where its turns are among the scores.
+
+    Raises:
+        InputError: the scores are not of these very turns.
+    """
     first: dict[str, int] = {}
     for position, name in enumerate(scores.ids):
         first.setdefault(name, position)
@@ -136,17 +151,21 @@ def _marked(data: Path, scores: Scores, chosen: np.ndarray):
                 f"the scores have not the {n_turns} turns of conversation {name!r}; they are of other data, or of a "
                 f"part of it (--limit): score all of {data}"
             )
-        turns = slice(start, start + n_turns)
         n_used += n_turns
-        yield {
-            "id": name,
-            "messages": selection.mark_messages(conversation["messages"], chosen[turns].tolist()),
-            "scores": [None if np.isnan(score) else float(score) for score in scores.values[turns]],
-        }
+        yield conversation, slice(start, start + n_turns)
     if n_used != len(scores.ids):
         raise InputError(
             f"the scores are of {len(scores.ids)} turns, {data} has {n_used}; pass the data that was scored"
         )
+
+
+def _marked(data: Path, scores: Scores, chosen: np.ndarray) -> Iterator[dict]:
+    for conversation, turns in aligned(data, scores):
+        yield {
+            "id": conversation["id"],
+            "messages": selection.mark_messages(conversation["messages"], chosen[turns].tolist()),
+            "scores": [None if np.isnan(score) else float(score) for score in scores.values[turns]],
+        }
 
 
 @dataclass(frozen=True)

@@ -67,18 +67,16 @@ def score(
       ctxaware score chats.jsonl --model ./my-model --layer all --limit 500 --out layers.parquet
       accelerate launch --multi_gpu --num_processes 8 -m ctxaware score data/ultrachat --model … --out …
     """
+    from accelerate import PartialState
+
     from ctxaware.scoring import ScoreRun, score_file
 
     run = ScoreRun(data, model, out, layer, max_length, batch_tokens, dtype, device, limit, revision)
     rejected = score_file(run)
-    if _is_main_process():
+    if (state := PartialState()).is_main_process:
         _say_scored(out, rejected)
-
-
-def _is_main_process() -> bool:
-    from accelerate import PartialState
-
-    return PartialState().is_main_process
+    if state.num_processes > 1:
+        state.destroy_process_group()
 
 
 def _say_scored(out: Path, rejected: dict[str, str]) -> None:

@@ -1,0 +1,77 @@
+"""The prepared base: a base model with the chat template and the `[IND]` token, resized once and saved.
+
+Full training, LoRA and QLoRA all start from it. An adapter trained on it holds LoRA and one row of the embedding, and
+`lm_eval --model hf --model_args pretrained=PREPARED,peft=ADAPTER` finds token and template in the base.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from ctxaware.errors import InputError
+from ctxaware.files import whole_folder, write_text
+from ctxaware.indicator import INDICATOR, add_indicator
+from ctxaware.models import load_config, load_tokenizer, resolved_revision
+from ctxaware.templates import chat_template
+
+STAMP = "prepared.json"
+
+
+def training_tokenizer(name: str, revision: str | None = None, template: str = "tinyllama"):
+    """The tokenizer of a base model with the template of training, and a token for padding (EOS where it has none).
+
+    Args:
+        name: hub name or folder of the base.
+        revision: branch, tag or commit.
+        template: as for `chat_template`.
+    """
+    tokenizer = load_tokenizer(name, revision)
+    tokenizer.chat_template = chat_template(template, tokenizer)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
+
+
+def prepare_base(name: str, out: Path, revision: str | None = None, template: str = "tinyllama") -> Path:
+    """Save a base model with the template and `[IND]`, whose new row is the exact mean of the old ones.
+
+    A base that has the token already is its own prepared base. One that `out` holds already is used again.
+
+    Args:
+        name: hub name or folder of the base.
+        out: the folder to write.
+        revision: branch, tag or commit.
+        template: as for `chat_template`.
+
+    Returns:
+        The prepared base's folder, absolute, as adapters remember it.
+
+    Raises:
+        InputError: `out` holds something else.
+    """
+    import torch
+
+    from ctxaware.models import load_model
+
+    tokenizer = training_tokenizer(name, revision, template)
+    if INDICATOR in tokenizer.get_vocab() and Path(name).is_dir():
+        return Path(name).resolve()
+    config = load_config(name, revision)
+    stamp = {
+        "base": name,
+        "revision": resolved_revision(name, config),
+        "chat_template_sha256": hashlib.sha256(tokenizer.chat_template.encode()).hexdigest(),
+    }
+    if not out.exists():
+        dtype = config.dtype or torch.float32  # as it is stored: nothing but the new row may change
+        model = load_model(name, revision, dtype, "cpu")
+        add_indicator(tokenizer, model)
+        with whole_folder(out) as unfinished:
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
+            write_text(unfinished / STAMP, json.dumps(stamp, indent=2) + "\n")
+    file = out / STAMP
+    found = json.loads(file.read_text()) if file.is_file() else None
+    if found != stamp:
+        of = f"a base prepared from {found['base']}, other weights or template" if found else "something else"
+        raise InputError(f"{out} holds {of}; remove it or pass another --prepared_base")
+    return out.resolve()

@@ -1,0 +1,30 @@
+"""Work that one of many processes does for all."""
+
+import sys
+from collections.abc import Callable
+
+from ctxaware.errors import InputError
+
+
+def on_main(state, work: Callable):
+    """The result of `work`, done by the main process alone; its `InputError` ends every process.
+
+    Args:
+        state: accelerate's `PartialState`.
+        work: takes nothing; what it returns must be picklable.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    box = [None, None]
+    if state.is_main_process:
+        try:
+            box[0] = work()
+        except InputError as error:
+            box[1] = str(error)
+    if state.num_processes > 1:
+        broadcast_object_list(box)
+    if box[1] is not None:
+        if not state.is_main_process:
+            sys.exit(2)  # the main process says why
+        raise InputError(box[1])
+    return box[0]

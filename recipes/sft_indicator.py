@@ -1,0 +1,43 @@
+"""Instruction tuning with `[IND]` on context-dependent instructions; all else as in sft_vanilla.py.
+
+    accelerate launch --config_file recipes/accelerate/single_gpu.yaml recipes/sft_indicator.py \\
+        --config recipes/configs/models/tinyllama.yaml --config recipes/configs/data/sharegpt.yaml \\
+        --data data/sharegpt --scores scores.parquet --output_dir runs/tinyllama-sharegpt-ind
+
+In place of `--scores` (a file of `ctxaware score`), `--seed_model runs/tinyllama-sharegpt` scores on the spot, and
+`--rescore_each_epoch true` scores with the model in training. The base with the token is saved once, beside the
+output folder (`--prepared_base`). The same command continues an interrupted run. Tried on two CPU cores.
+"""
+
+from ctxaware.arguments import IndicatorArguments, parse_arguments
+from ctxaware.training import (
+    build_trainer,
+    data_selection,
+    encode_dataset,
+    indicator_base,
+    load_conversations,
+    make_encoder,
+    recipe,
+    start,
+    train_and_save,
+)
+
+
+@recipe
+def main() -> None:
+    arguments = parse_arguments(IndicatorArguments)
+    if not start(arguments):
+        return
+    conversations = load_conversations(arguments)
+    base, tokenizer = indicator_base(arguments)
+    encode = make_encoder(arguments, tokenizer)
+    selection = data_selection(arguments, conversations, encode)
+    marked_beforehand = selection.table if arguments.training.packing else None
+    dataset = encode_dataset(conversations, encode, marked_beforehand, arguments.training.dataset_num_proc)
+    trainer = build_trainer(arguments, base, tokenizer, dataset)
+    selection.attach(trainer)
+    train_and_save(trainer, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ctxaware.errors import InputError
+from ctxaware.indicator import indicator_id
+from ctxaware.prepared import prepare_base
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_base_is_prepared_once_with_the_mean_row_and_the_template(tmp_path, tied):
+    tokenizer = tiny.byte_level_tokenizer(chat_template=None)
+    base = tiny.save_model(tmp_path / "base", tokenizer, tie_word_embeddings=tied)
+    before = AutoModelForCausalLM.from_pretrained(base)
+    prepared = prepare_base(str(base), tmp_path / "prepared")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(prepared), AutoTokenizer.from_pretrained(prepared)
+    token_id, old = indicator_id(tokenizer), before.get_input_embeddings().weight
+    assert "<|user|>" in tokenizer.chat_template
+    assert torch.equal(model.get_input_embeddings().weight[:token_id], old)
+    assert torch.equal(model.get_input_embeddings().weight[token_id], old.double().mean(dim=0).float())
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(model(ids).logits[..., :token_id], before(ids).logits)
+    stamped = (prepared / "model.safetensors").stat().st_mtime_ns
+    assert prepare_base(str(base), tmp_path / "prepared") == prepared
+    assert (prepared / "model.safetensors").stat().st_mtime_ns == stamped, "prepared again"
+    assert prepare_base(str(prepared), tmp_path / "other") == prepared, "a prepared base is its own"
+
+
+def test_another_base_or_template_in_the_folder_is_refused(tmp_path, model_folder):
+    prepare_base(str(model_folder), tmp_path / "prepared")
+    with pytest.raises(InputError, match=r"other weights or template; remove it or pass another --prepared_base"):
+        prepare_base(str(model_folder), tmp_path / "prepared", template="own")
+    (tmp_path / "full").mkdir()
+    with pytest.raises(InputError, match="holds something else"):
+        prepare_base(str(model_folder), tmp_path / "full")

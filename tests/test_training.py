@@ -1,0 +1,210 @@
+"""Training with the real trainer on tiny models: what is selected, what is trained, what is saved."""
+
+import pytest
+
+pytest.importorskip("trl")
+pytest.importorskip("peft")
+
+import json
+
+import numpy as np
+import torch
+from datasets import Dataset
+from training_runs import arguments, conversations, prepared_base, write_data
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTTrainer
+
+from ctxaware import training
+from ctxaware.data_selection import DataSelectionCallback, TurnTable
+from ctxaware.errors import InputError
+from ctxaware.indicator import indicator_id
+from ctxaware.selection import mark_messages
+
+N_TURNS = sum(len(c["messages"]) // 2 for c in conversations())
+FIXED = (np.arange(N_TURNS) % 3 == 1).astype(float)  # above and below any threshold
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return prepared_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data") / "chats.jsonl")
+
+
+def run(base, data, out, *more, scores=None):
+    """Trained weights by name and the trainer, by the steps of the recipes."""
+    args = arguments(base, data, out, *more)
+    assert training.start(args)
+    rows = training.load_conversations(args)
+    name, tokenizer = training.vanilla_base(args)
+    encode = training.make_encoder(args, tokenizer)
+    selection = None if scores is None else DataSelectionCallback(rows, encode, 0.6, scores)
+    beforehand = selection.table if selection and args.training.packing else None
+    trainer = training.build_trainer(args, name, tokenizer, training.encode_dataset(rows, encode, beforehand))
+    if selection:
+        selection.attach(trainer)
+    training.train_and_save(trainer, args)
+    return weights(trainer.model), trainer
+
+
+def weights(model):
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def vanilla(base, data, tmp_path_factory):
+    return run(base, data, tmp_path_factory.mktemp("runs") / "vanilla")
+
+
+@pytest.fixture(scope="module")
+def marked(base, data, tmp_path_factory):
+    """Weights after plain TRL on a data set marked beforehand: nothing of ours but the marks."""
+    out = tmp_path_factory.mktemp("runs") / "marked"
+    args = arguments(base, data, out)
+    table = TurnTable(Dataset.from_list(conversations()))
+    table.selected.copy_(torch.from_numpy(FIXED > 0.6))
+    rows = [{"messages": mark_messages(c["messages"], table.of(i))} for i, c in enumerate(conversations())]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    trainer = SFTTrainer(
+        model=str(base), args=args.training, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+    )
+    trainer.train()
+    return weights(trainer.model)
+
+
+def test_training_moves_the_weights(base, vanilla):
+    before = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    assert all(not torch.equal(vanilla[0][name], before[name]) for name in before if "norm" not in name)
+
+
+def test_nothing_selected_is_vanilla_training_bit_for_bit(base, data, vanilla, tmp_path):
+    trained, _ = run(base, data, tmp_path / "run", scores=np.zeros(N_TURNS))
+    assert same(trained, vanilla[0])
+
+
+@pytest.mark.parametrize(
+    "workers", [(), ("--dataloader_num_workers", "2", "--dataloader_persistent_workers", "true")], ids=["none", "two"]
+)
+def test_a_fixed_selection_is_training_on_marked_data_bit_for_bit(base, data, marked, vanilla, tmp_path, workers):
+    trained, _ = run(base, data, tmp_path / "run", *workers, scores=FIXED)
+    assert same(trained, marked)
+    assert not same(trained, vanilla[0])
+
+
+def test_with_packing_the_selection_is_applied_beforehand(base, data, tmp_path):
+    packed = ("--packing", "true", "--packing_strategy", "wrapped")
+    plain, _ = run(base, data, tmp_path / "plain", *packed)
+    none, _ = run(base, data, tmp_path / "none", *packed, scores=np.zeros(N_TURNS))
+    some, trainer = run(base, data, tmp_path / "some", *packed, scores=FIXED)
+    assert same(none, plain)
+    assert not same(some, plain)
+    ids = [i for row in trainer.train_dataset["input_ids"] for i in row]
+    assert ids.count(indicator_id(trainer.processing_class)) == int(FIXED.sum())
+    assert (tmp_path / "some" / "selection" / "static.parquet").is_file()
+
+
+def test_the_selection_is_logged_and_written(base, data, tmp_path):
+    scores = np.where(np.arange(N_TURNS) == 3, np.nan, np.linspace(0, 1, N_TURNS))
+    _, trainer = run(base, data, tmp_path / "run", scores=scores)
+    logged = next(entry for entry in trainer.state.log_history if "selection/ratio" in entry)
+    assert logged["selection/ratio"] == pytest.approx(float((scores > 0.6).mean()))
+    assert logged["selection/without_score"] == 1
+    assert logged["selection/score_q0.5"] == pytest.approx(float(np.nanmedian(scores)))
+    import pyarrow.parquet as pq
+
+    written = pq.read_table(tmp_path / "run" / "selection" / "static.parquet").to_pylist()
+    assert [row["selected"] for row in written] == [bool(s > 0.6) for s in scores]
+    assert written[3]["score"] is None
+    assert (written[0]["conversation_id"], written[2]["conversation_id"], written[2]["turn"]) == ("c0", "c1", 1)
+
+
+def test_loss_of_responses_alone_trains_on_fewer_labels(base, data, vanilla, tmp_path):
+    trained, trainer = run(base, data, tmp_path / "run", "--assistant_only_loss", "true", scores=FIXED)
+    assert not same(trained, vanilla[0])
+    batch = next(iter(trainer.get_train_dataloader()))
+    kept = trainer.processing_class.decode(batch["labels"][0][batch["labels"][0] != -100])
+    assert "<|user|>" not in kept
+    assert kept.endswith("</s>")
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_the_indicators_row_is_trained_and_what_is_saved_loads_equal(data, tmp_path, method, tied):
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
+    base = prepared_base(tmp_path / "base", tie_word_embeddings=tied, hidden_size=64, intermediate_size=128)
+    more = {
+        "full": (),
+        "lora": ("--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj"),
+        "qlora": ("--use_peft", "true", "--lora_target_modules", "q_proj", "--load_in_4bit", "true"),
+    }[method]
+    out = tmp_path / "run"
+    _, trainer = run(base, data, out, *more, scores=FIXED)
+    tokenizer = AutoTokenizer.from_pretrained(base if more else out)
+    token_id = indicator_id(tokenizer)
+    ids = torch.tensor([[5, 6, 7, token_id, 8, 9]])
+    with torch.no_grad():
+        logits = trainer.model.eval()(ids).logits
+    before = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight
+    embedding = trainer.model.get_input_embeddings()
+    rows = embedding(torch.tensor([token_id, 5]))
+    assert not torch.equal(rows[0], before[token_id]), "the indicator's row stayed as it was"
+    assert torch.equal(rows[1], before[5]) == bool(more), "an adapter moves this row alone"
+    if method != "qlora":
+        from lm_eval.models.huggingface import HFLM
+
+        peft = {"pretrained": str(base), "peft": str(out)} if more else {"pretrained": str(out)}
+        loaded = HFLM(**peft, device="cpu", dtype="float32")
+        assert torch.equal(loaded._model_call(ids), logits)
+        assert loaded.tokenizer.chat_template == tokenizer.chat_template == trainer.processing_class.chat_template
+        assert indicator_id(loaded.tokenizer) == token_id
+    if more:
+        adapter = (out / "adapter_model.safetensors").stat().st_size
+        assert adapter < (base / "model.safetensors").stat().st_size / 4
+
+
+def test_bad_data_ends_the_run_before_the_model_is_loaded(base, tmp_path, monkeypatch):
+    data = tmp_path / "bad.jsonl"
+    kinds = [[], None, [{"role": "user", "content": None}], [{"role": "tool", "content": "x"}]]
+    data.write_text("".join(json.dumps({"id": str(i), "messages": m}) + "\n" for i, m in enumerate(kinds)))
+    args = arguments(base, data, tmp_path / "run")
+    training.start(args)
+    with pytest.raises(InputError, match="no conversation is left of the 4 records"):
+        training.load_conversations(args)
+
+
+def test_odd_conversations_are_repaired_and_counted(base, tmp_path, capsys):
+    good = conversations(4)
+    odd = [
+        {"id": "trailing", "messages": [*good[0]["messages"], {"role": "user", "content": "and"}]},
+        {"id": "null", "messages": [*good[1]["messages"], {"role": "user", "content": None}]},
+        {"id": "role", "messages": [{"role": "tool", "content": "x"}, *good[2]["messages"]]},
+        {"id": "empty", "messages": []},
+    ]
+    data = tmp_path / "odd.jsonl"
+    data.write_text("".join(json.dumps(c) + "\n" for c in odd))
+    args = arguments(base, data, tmp_path / "run")
+    training.start(args)
+    rows = training.load_conversations(args)
+    assert [row["messages"] for row in rows] == [c["messages"] for c in good[:3]]
+    told = capsys.readouterr().out
+    for count in ("1 unanswered instructions", "1 null messages", "1 unknown roles", "1 empty conversations"):
+        assert count in told
+
+
+def test_scores_of_other_data_and_of_another_number_are_refused(base, data, tmp_path):
+    args = arguments(base, data, tmp_path / "run")
+    training.start(args)
+    rows = training.load_conversations(args)
+    encode = training.make_encoder(args, training.vanilla_base(args)[1])
+    with pytest.raises(InputError, match=rf"expected {N_TURNS} scores, one a turn, got 2"):
+        DataSelectionCallback(rows, encode, 0.6, np.zeros(2))
+    with pytest.raises(InputError, match="data selection needs scores"):
+        DataSelectionCallback(rows, encode, 0.6, None)
