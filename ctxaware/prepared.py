@@ -31,7 +31,9 @@ def training_tokenizer(name: str, revision: str | None = None, template: str = "
     return tokenizer
 
 
-def prepare_base(name: str, out: Path, revision: str | None = None, template: str = "tinyllama") -> Path:
+def prepare_base(
+    name: str, out: Path, revision: str | None = None, template: str = "tinyllama", untied: bool = False
+) -> Path:
     """Save a base model with the template and `[IND]`, whose new row is the exact mean of the old ones.
 
     A base that has the token already is its own prepared base. One that `out` holds already is used again.
@@ -41,6 +43,8 @@ def prepare_base(name: str, out: Path, revision: str | None = None, template: st
         out: the folder to write.
         revision: branch, tag or commit.
         template: as for `chat_template`.
+        untied: give the output matrix a copy of its own where it is tied to the embedding. An adapter needs it: one
+            that trains a row of a tied embedding can't be loaded by the harness (its `tie_weights` fails on it).
 
     Returns:
         The prepared base's folder, absolute, as adapters remember it.
@@ -53,18 +57,24 @@ def prepare_base(name: str, out: Path, revision: str | None = None, template: st
     from ctxaware.models import load_model
 
     tokenizer = training_tokenizer(name, revision, template)
-    if INDICATOR in tokenizer.get_vocab() and Path(name).is_dir():
-        return Path(name).resolve()
     config = load_config(name, revision)
+    untied = untied and config.get_text_config().tie_word_embeddings
+    if INDICATOR in tokenizer.get_vocab() and Path(name).is_dir() and not untied:
+        return Path(name).resolve()
     stamp = {
         "base": name,
         "revision": resolved_revision(name, config),
         "chat_template_sha256": hashlib.sha256(tokenizer.chat_template.encode()).hexdigest(),
+        "untied": untied,
     }
     if not out.exists():
         dtype = config.dtype or torch.float32  # as it is stored: nothing but the new row may change
         model = load_model(name, revision, dtype, "cpu")
         add_indicator(tokenizer, model)
+        if untied:
+            model.config.get_text_config().tie_word_embeddings = False
+            head = model.get_output_embeddings()
+            head.weight = torch.nn.Parameter(head.weight.detach().clone())
         with whole_folder(out) as unfinished:
             model.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
@@ -72,6 +82,6 @@ def prepare_base(name: str, out: Path, revision: str | None = None, template: st
     file = out / STAMP
     found = json.loads(file.read_text()) if file.is_file() else None
     if found != stamp:
-        of = f"a base prepared from {found['base']}, other weights or template" if found else "something else"
+        of = f"a base prepared from {found['base']}, other weights, template or tying" if found else "something else"
         raise InputError(f"{out} holds {of}; remove it or pass another --prepared_base")
     return out.resolve()

@@ -154,9 +154,9 @@ def indicator_base(arguments: Arguments) -> tuple[str, object]:
     """The prepared base's folder and its tokenizer; the base is prepared where it is not yet."""
     model, out = arguments.model, arguments.training.output_dir
     folder = Path(arguments.indicator.prepared_base or f"{out.rstrip('/')}-base")
-    template = arguments.run.chat_template
+    template, name = arguments.run.chat_template, model.model_name_or_path
     prepared = on_main(
-        PartialState(), lambda: str(prepare_base(model.model_name_or_path, folder, model.model_revision, template))
+        PartialState(), lambda: str(prepare_base(name, folder, model.model_revision, template, model.use_peft))
     )
     return prepared, training_tokenizer(prepared, None, template)
 
@@ -200,6 +200,11 @@ def build_trainer(arguments: Arguments, base: str, tokenizer, dataset: Dataset) 
     training.assistant_only_loss = False  # the labels say it already; TRL would ask for messages
     peft_config = get_peft_config(model)
     if peft_config is not None and INDICATOR in tokenizer.get_vocab():
+        if load_config(base).get_text_config().tie_word_embeddings:
+            raise InputError(
+                f"{base} has tied embeddings, so the harness could not load an adapter with a row of its own for "
+                f"{INDICATOR}; pass a base that sft_indicator.py prepared for an adapter, or one without the token"
+            )
         peft_config.trainable_token_indices = {_embedding_name(base): [indicator_id(tokenizer)]}
     trainer = SFTTrainer(
         model=base,
@@ -210,8 +215,10 @@ def build_trainer(arguments: Arguments, base: str, tokenizer, dataset: Dataset) 
         quantization_config=get_quantization_config(model),
         callbacks=[CompleteCheckpoints()],
     )
-    if peft_config is not None:
-        _prepare_adapter(trainer.model)
+    for parameter in trainer.model.parameters():
+        if peft_config is not None and parameter.requires_grad:
+            # TRL makes those of a 4-bit model bfloat16, from which a run that is taken up would diverge
+            parameter.data = parameter.data.float()
     return trainer
 
 
@@ -223,17 +230,6 @@ def _embedding_name(base: str) -> str:
         model = AutoModelForCausalLM.from_config(load_config(base))
     embedding = model.get_input_embeddings()
     return next(name for name, module in model.named_modules() if module is embedding).rpartition(".")[2]
-
-
-def _prepare_adapter(model) -> None:
-    from peft.utils import TrainableTokensWrapper
-
-    head = model.get_base_model().get_output_embeddings()
-    if isinstance(head, TrainableTokensWrapper) and not hasattr(head, "bias"):
-        head.bias = None  # TRL's fused head reads it; with tied embeddings PEFT wraps the head and hides it
-    for parameter in model.parameters():
-        if parameter.requires_grad:  # TRL makes a 4-bit model's bfloat16, which a resumed run can't restore exactly
-            parameter.data = parameter.data.float()
 
 
 def data_selection(arguments: Arguments, conversations: Dataset, encode: Encoder) -> DataSelectionCallback:

@@ -27,9 +27,20 @@ def test_a_base_is_prepared_once_with_the_mean_row_and_the_template(tmp_path, ti
     assert prepare_base(str(prepared), tmp_path / "other") == prepared, "a prepared base is its own"
 
 
+def test_for_an_adapter_tied_embeddings_get_a_head_of_their_own(tmp_path):
+    base = tiny.save_model(tmp_path / "base", tiny.byte_level_tokenizer(), tie_word_embeddings=True)
+    tied = AutoModelForCausalLM.from_pretrained(prepare_base(str(base), tmp_path / "tied"))
+    folder = prepare_base(str(tmp_path / "tied"), tmp_path / "untied", untied=True)
+    untied = AutoModelForCausalLM.from_pretrained(folder)
+    assert folder == (tmp_path / "untied").resolve()
+    assert untied.get_output_embeddings().weight is not untied.get_input_embeddings().weight
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(untied(ids).logits, tied(ids).logits)
+
+
 def test_another_base_or_template_in_the_folder_is_refused(tmp_path, model_folder):
     prepare_base(str(model_folder), tmp_path / "prepared")
-    with pytest.raises(InputError, match=r"other weights or template; remove it or pass another --prepared_base"):
+    with pytest.raises(InputError, match=r"other weights, template or tying; remove it or pass another --prepared_base"):
         prepare_base(str(model_folder), tmp_path / "prepared", template="own")
     (tmp_path / "full").mkdir()
     with pytest.raises(InputError, match="holds something else"):

@@ -8,6 +8,7 @@ pytest.importorskip("peft")
 import json
 
 import numpy as np
+import tiny
 import torch
 from datasets import Dataset
 from training_runs import arguments, conversations, prepared_base, write_data
@@ -18,6 +19,7 @@ from ctxaware import training
 from ctxaware.data_selection import DataSelectionCallback, TurnTable
 from ctxaware.errors import InputError
 from ctxaware.indicator import indicator_id
+from ctxaware.prepared import prepare_base
 from ctxaware.selection import mark_messages
 
 N_TURNS = sum(len(c["messages"]) // 2 for c in conversations())
@@ -99,7 +101,7 @@ def test_a_fixed_selection_is_training_on_marked_data_bit_for_bit(base, data, ma
 
 
 def test_with_packing_the_selection_is_applied_beforehand(base, data, tmp_path):
-    packed = ("--packing", "true", "--packing_strategy", "wrapped")
+    packed = ("--packing", "true", "--max_length", "128")
     plain, _ = run(base, data, tmp_path / "plain", *packed)
     none, _ = run(base, data, tmp_path / "none", *packed, scores=np.zeros(N_TURNS))
     some, trainer = run(base, data, tmp_path / "some", *packed, scores=FIXED)
@@ -139,11 +141,18 @@ def test_loss_of_responses_alone_trains_on_fewer_labels(base, data, vanilla, tmp
 def test_the_indicators_row_is_trained_and_what_is_saved_loads_equal(data, tmp_path, method, tied):
     if method == "qlora":
         pytest.importorskip("bitsandbytes")
-    base = prepared_base(tmp_path / "base", tie_word_embeddings=tied, hidden_size=64, intermediate_size=128)
+    raw = tiny.save_model(
+        tmp_path / "raw",
+        tiny.byte_level_tokenizer(),
+        tie_word_embeddings=tied,
+        hidden_size=64,
+        intermediate_size=128,
+    )
+    base = prepare_base(str(raw), tmp_path / "base", untied=method != "full")
     more = {
         "full": (),
         "lora": ("--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj"),
-        "qlora": ("--use_peft", "true", "--lora_target_modules", "q_proj", "--load_in_4bit", "true"),
+        "qlora": ("--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj", "--load_in_4bit", "true"),
     }[method]
     out = tmp_path / "run"
     _, trainer = run(base, data, out, *more, scores=FIXED)
@@ -154,9 +163,10 @@ def test_the_indicators_row_is_trained_and_what_is_saved_loads_equal(data, tmp_p
         logits = trainer.model.eval()(ids).logits
     before = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight
     embedding = trainer.model.get_input_embeddings()
-    rows = embedding(torch.tensor([token_id, 5]))
+    other = trainer.train_dataset[0]["input_ids"][3]
+    rows = embedding(torch.tensor([token_id, other]))
     assert not torch.equal(rows[0], before[token_id]), "the indicator's row stayed as it was"
-    assert torch.equal(rows[1], before[5]) == bool(more), "an adapter moves this row alone"
+    assert torch.equal(rows[1], before[other]) == bool(more), "an adapter moves this row alone"
     if method != "qlora":
         from lm_eval.models.huggingface import HFLM
 
@@ -168,6 +178,12 @@ def test_the_indicators_row_is_trained_and_what_is_saved_loads_equal(data, tmp_p
     if more:
         adapter = (out / "adapter_model.safetensors").stat().st_size
         assert adapter < (base / "model.safetensors").stat().st_size / 4
+
+
+def test_an_adapter_on_a_tied_base_with_the_token_is_refused(data, tmp_path):
+    base = prepared_base(tmp_path / "base", tie_word_embeddings=True)
+    with pytest.raises(InputError, match="has tied embeddings, so the harness could not load an adapter"):
+        run(base, data, tmp_path / "run", "--use_peft", "true")
 
 
 def test_bad_data_ends_the_run_before_the_model_is_loaded(base, tmp_path, monkeypatch):
