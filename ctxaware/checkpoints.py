@@ -1,6 +1,7 @@
 """What a training run leaves in its output folder, so that the same command takes it up after any interruption."""
 
 import json
+import shutil
 from pathlib import Path
 
 from accelerate import PartialState
@@ -10,6 +11,7 @@ from ctxaware.conversations import write_json
 from ctxaware.errors import InputError
 
 RUN = "run.json"  # the configuration of the run, and whether it is finished
+DERIVED = ("data", "selection")  # folders that the configuration determines
 COMPLETE = "complete.json"  # in a checkpoint, written last: its files and their sizes
 
 
@@ -43,6 +45,9 @@ def newest_complete(output_dir: Path) -> tuple[Path | None, list[Path]]:
 def claim_output(output_dir: Path, configuration: dict) -> bool:
     """Take an output folder for a run of this configuration, or for the rest of one.
 
+    A run that ended before its first checkpoint (a mistake in the arguments, most often) holds nothing: its place is
+    taken over.
+
     Returns:
         Whether the run is finished already.
 
@@ -58,6 +63,11 @@ def claim_output(output_dir: Path, configuration: dict) -> bool:
     run = json.loads(stored.read_text())
     before, now = run["configuration"], json.loads(json.dumps(configuration))
     differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if differing and not run["finished"] and not any(output_dir.glob("checkpoint-*")):
+        for name in DERIVED:
+            shutil.rmtree(output_dir / name, ignore_errors=True)
+        write_json(stored, {"configuration": configuration, "finished": False})
+        return False
     if differing:
         told = ", ".join(f"{key} {_short(before.get(key))} (now {_short(now.get(key))})" for key in differing)
         raise InputError(f"{output_dir} holds a run with {told}; pass another --output_dir or remove it")

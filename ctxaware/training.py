@@ -23,6 +23,7 @@ from ctxaware.indicator import INDICATOR, indicator_id
 from ctxaware.models import load_config, load_tokenizer, resolved_revision
 from ctxaware.prepared import prepare_base, training_tokenizer
 from ctxaware.processes import on_main
+from ctxaware.provenance import ProvenanceTrainer
 
 # arguments that change nothing in the weights: a run may be taken up with others
 _FREE = ("disable_tqdm", "hub_", "log", "push_to_hub", "report_to", "run_name", "save_", "dataloader_", "local_rank")
@@ -206,7 +207,7 @@ def build_trainer(arguments: Arguments, base: str, tokenizer, dataset: Dataset) 
                 f"{INDICATOR}; pass a base that sft_indicator.py prepared for an adapter, or one without the token"
             )
         peft_config.trainable_token_indices = {_embedding_name(base): [indicator_id(tokenizer)]}
-    trainer = SFTTrainer(
+    trainer = ProvenanceTrainer(
         model=base,
         args=training,
         train_dataset=dataset,
@@ -215,6 +216,7 @@ def build_trainer(arguments: Arguments, base: str, tokenizer, dataset: Dataset) 
         quantization_config=get_quantization_config(model),
         callbacks=[CompleteCheckpoints()],
     )
+    trainer.arguments = arguments
     for parameter in trainer.model.parameters():
         if peft_config is not None and parameter.requires_grad:
             # TRL makes those of a 4-bit model bfloat16, from which a run that is taken up would diverge
@@ -250,6 +252,7 @@ def train_and_save(trainer: SFTTrainer, arguments: Arguments) -> None:
         say(f"taking up the run at {checkpoint}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()
+    trainer.create_model_card(model_name=out.name)  # last: PEFT has written one of its own
     if arguments.training.push_to_hub:
         trainer.push_to_hub()
     on_main(PartialState(), lambda: mark_finished(out))

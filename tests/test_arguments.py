@@ -87,7 +87,7 @@ def test_every_model_file_goes_with_every_data_file(tmp_path, model, data):
     found = parse_arguments(argv=[*configs, *more])
     assert found.run.dataset == data.removesuffix(".yaml")
     assert found.training.num_train_epochs == (2 if data == "wizardlm.yaml" else 1)
-    expected = {"tinyllama.yaml": (128, 2048, 2e-5), "qlora.yaml": (64, 4096, 2e-4), "smollm2-demo.yaml": (8, 512, 2e-5)}
+    expected = {"tinyllama.yaml": (128, 2048, 2e-5), "qlora.yaml": (64, 4096, 2e-4), "smollm2-demo.yaml": (4, 256, 2e-5)}
     assert (found.run.effective_batch_size, found.training.max_length, found.training.learning_rate) == expected[model]
     assert (found.model.use_peft, found.model.load_in_4bit) == (("qlora" in model),) * 2
     if found.model.use_peft:

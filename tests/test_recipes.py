@@ -11,9 +11,9 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import tiny
 from safetensors.torch import load_file
 from training_runs import command, prepared_base, write_data
 
@@ -91,3 +91,71 @@ def test_kill_9_and_the_same_command_give_the_same_weights(data, tmp_path, metho
     assert "is trained already" in log.read_text()
     assert recipe("sft_indicator.py", [*argv, "--seed", "7"], log) == 2
     assert log.read_text().splitlines()[-1].startswith(f"error: {killed} holds a run with seed 42 (now 7)")
+
+
+def launch_two(argv):
+    """The command line that starts the indicator recipe in two processes."""
+    config = str(ROOT / "recipes" / "accelerate" / "cpu_two.yaml")
+    return [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", "0"),
+        *(str(ROOT / "recipes" / "sft_indicator.py"), *argv),
+    ]
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def test_two_processes_are_two_and_equal_one_with_twice_the_accumulation(data, tmp_path):
+    base = prepared_base(tmp_path / "base")
+    more = (*RESUMABLE, *RESCORED, "--seed_model", str(base))  # scores of the first epoch; then the model in training
+    one, two, log = tmp_path / "one", tmp_path / "two", tmp_path / "log"
+    assert recipe("sft_indicator.py", command(base, data, one, *more), log) == 0, log.read_text()
+    done = subprocess.run(
+        launch_two(command(base, data, two, *more)), capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 processes x 2 conversations x 1 steps of accumulation = effective batch of 4" in done.stdout
+    card = (two / "README.md").read_text()
+    for part in (f"`{base}` (sha256:", "12 conversations, 24 instructions", "full fine-tuning", "| seed | 42 |"):
+        assert part in card
+    for part in ("a score above 0.6", "anew at each epoch", "trl 1", "sft_indicator.py --model_name_or_path", "[IND]"):
+        assert part in card
+    assert "| share with the indicator | 0.0000 |" in card
+    assert json.loads((two / "run.json").read_text())["configuration"]["num_processes"] == 2
+    assert len(list(two.glob("checkpoint-6/rng_state_*.pth"))) == 2
+    assert saved(two) == saved(one)
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_started_again_give_the_same_weights(data, tmp_path):
+    base = prepared_base(tmp_path / "base")
+    epochs = ("--num_train_epochs", "12", "--save_strategy", "steps", "--save_steps", "4")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    argv = command(base, data, killed, *METHODS["lora"], *RESCORED, *epochs)
+    running = subprocess.Popen(launch_two(argv), env=ENVIRONMENT, start_new_session=True)
+    while not (killed / "checkpoint-8" / "complete.json").is_file():
+        assert running.poll() is None, "ended before it could be killed"
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert not list(killed.glob("*.safetensors"))
+    subprocess.run(launch_two(argv), check=True, env=ENVIRONMENT)
+    argv[argv.index(str(killed))] = str(whole)
+    subprocess.run(launch_two(argv), check=True, env=ENVIRONMENT)
+    assert saved(killed) == saved(whole)
+
+
+def test_mistakes_are_one_line_and_exit_code_2(data, tmp_path):
+    base = prepared_base(tmp_path / "base")
+    log = tmp_path / "log"
+    for name, more, told in (
+        ("sft_vanilla.py", ("--effective_batch_size", "5"), "effective_batch_size must be a multiple of 2"),
+        ("sft_vanilla.py", ("--chat_template", "llama"), "chat_template must be one of tinyllama, own"),
+        ("sft_indicator.py", (), "which instructions get [IND]?"),
+        ("sft_indicator.py", ("--scores", "none.parquet"), "none.parquet does not exist; make it with ctxaware score"),
+        ("sft_indicator.py", ("--seed_model", str(base)), "layer_idx must be in 0–1 for this model, got 15"),
+    ):
+        assert recipe(name, command(base, data, tmp_path / f"{name}{len(more)}{more[-1:]}", *more), log) == 2
+        last = log.read_text().splitlines()[-1]
+        assert last.startswith("error: ")
+        assert told in last

@@ -1,0 +1,69 @@
+"""What a trained model's card says about how it was made."""
+
+import json
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from accelerate import PartialState
+from trl import SFTTrainer
+
+from ctxaware import __version__
+from ctxaware.arguments import Arguments
+from ctxaware.indicator import INDICATOR, append_indicator
+from ctxaware.preparing import STATISTICS
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
+
+
+class ProvenanceTrainer(SFTTrainer):
+    """TRL's trainer, whose model card ends with a section on how the model was made."""
+
+    arguments: Arguments | None = None
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            card = Path(self.args.output_dir) / "README.md"
+            ratios = [entry[_RATIO] for entry in self.state.log_history if _RATIO in entry]
+            card.write_text(f"{card.read_text()}\n{section(self.arguments, ratios[-1] if ratios else None)}")
+
+
+_RATIO = "selection/ratio"
+
+
+def section(arguments: Arguments, ratio: float | None) -> str:
+    """The card's section: base, data, selection, seed, versions, command, prompting.
+
+    Args:
+        arguments: of the run.
+        ratio: share of instructions that carried the indicator in the last epoch, 0–1; None for vanilla training.
+    """
+    run, training, model, wanted = arguments.run, arguments.training, arguments.model, arguments.indicator
+    out = Path(training.output_dir)
+    told = json.loads((out / "data" / STATISTICS).read_text())
+    stored = json.loads((out / "run.json").read_text())["configuration"]
+    rows = {
+        "base": f"`{model.model_name_or_path}` ({stored['base_weights']})",
+        "data": f"`{told['source']}`, {told['conversations']:,} conversations, {told['instructions']:,} instructions",
+        "method": ("QLoRA" if model.load_in_4bit else "LoRA") if model.use_peft else "full fine-tuning",
+        "effective batch": f"{run.effective_batch_size} conversations of at most {training.max_length} tokens",
+        "seed": f"{training.seed}",
+        "processes": f"{PartialState().num_processes}",
+        "versions": ", ".join([f"ctxaware {__version__}", *(f"{name} {version(name)}" for name in PACKAGES)]),
+    }
+    if wanted:
+        scores = wanted.scores or wanted.seed_model or "the model in training"
+        rows["indicator"] = f"{INDICATOR} on instructions with a score above {wanted.threshold:g}"
+        rows["scores by"] = f"`{scores}`" + (", anew at each epoch" if wanted.rescore_each_epoch else "")
+        rows["share with the indicator"] = "unknown" if ratio is None else f"{ratio:.4f}"
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    text = f"## How it was trained\n\n| | |\n|---|---|\n{table}\n\n```\n{shlex.join(sys.argv)}\n```\n"
+    if wanted:
+        text += (
+            f"\n## Prompting with {INDICATOR}\n\nWhere the answer stands in the context that you give, end the user "
+            f"message with the token {INDICATOR}, after a space and closed sentence, through the chat template:\n\n"
+            f"```\n{append_indicator('<document> What does it say about the lake?')}\n```\n"
+        )
+    return text
