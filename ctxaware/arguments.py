@@ -20,7 +20,7 @@ class RunArguments:
 
     data: str | None = field(
         default=None,
-        metadata={"help": "Conversations: what ctxaware prepare wrote, a release's file or folder, owner/name, or hub."},
+        metadata={"help": "Conversations: what ctxaware prepare wrote, a release's file, owner/name, or hub."},
     )
     dataset: str = field(default="messages", metadata={"help": "sharegpt, ultrachat, wizardlm, or messages."})
     data_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data on the hub."})
@@ -29,6 +29,7 @@ class RunArguments:
         metadata={"help": "Conversations of one step, over all devices; the accumulation follows from it."},
     )
     chat_template: str = field(default="tinyllama", metadata={"help": "tinyllama, or own: the model's."})
+    merge: bool = field(default=False, metadata={"help": "Also write the adapter merged into its base, to merged/."})
 
 
 @dataclass
@@ -111,6 +112,8 @@ def parse_arguments(*own: type, argv: Sequence[str] | None = None) -> Arguments:
             f"pass --{'data' if run.data is None else 'model_name_or_path'}, or a --config that says it "
             "(recipes/configs has one a model and one a data set)"
         )
+    if run.merge and not model.use_peft:
+        raise InputError("--merge needs an adapter to merge; pass --use_peft true, or leave it out")
     arguments = Arguments(run, training, model, *indicator)
     training.gradient_accumulation_steps = accumulation(arguments, training.world_size)
     return arguments

@@ -170,7 +170,7 @@ class DataSelectionCallback(TrainerCallback):
         trainer.add_callback(self)
         if trainer.args.packing:
             if self.rescore_layer is not None:
-                raise InputError("packing fixes the marks beforehand; pass --rescore_each_epoch false or --packing false")
+                raise InputError("packing fixes the marks beforehand; leave out --rescore_each_epoch or --packing")
             return
         if trainer.args.remove_unused_columns:
             raise InputError("remove_unused_columns must be false: the collator needs the column row")

@@ -61,8 +61,7 @@ def score_file(run: ScoreRun) -> dict[str, str]:
         if mine:
             _score_mine(run, plan.manifest, mine, device, state)
         state.wait_for_everyone()
-        rejected = on_main(state, lambda: shards.join_shards(run.out, plan.manifest))
-    return rejected
+        return on_main(state, lambda: shards.join_shards(run.out, plan.manifest))
 
 
 def _device(wanted: str | None, state):

@@ -20,7 +20,8 @@ from ctxaware.data_selection import DataSelectionCallback, Encoder, TurnTable
 from ctxaware.dependency import DEFAULT_BATCH_TOKENS, DEFAULT_LAYER
 from ctxaware.errors import InputError, print_error
 from ctxaware.indicator import INDICATOR, indicator_id
-from ctxaware.models import load_config, load_tokenizer, resolved_revision
+from ctxaware.merging import merge_adapter
+from ctxaware.models import load_config, resolved_revision
 from ctxaware.prepared import prepare_base, training_tokenizer
 from ctxaware.processes import on_main
 from ctxaware.provenance import ProvenanceTrainer
@@ -67,8 +68,9 @@ def start(arguments: Arguments) -> bool:
         say(f"{out} is trained already")
         return False
     say(
-        f"{state.num_processes} process{'es' if state.num_processes > 1 else ''} x {training.per_device_train_batch_size} "
-        f"conversations x {training.gradient_accumulation_steps} steps of accumulation = effective batch of "
+        f"{state.num_processes} process{'es' if state.num_processes > 1 else ''} x "
+        f"{training.per_device_train_batch_size} conversations x {training.gradient_accumulation_steps} steps of "
+        "accumulation = effective batch of "
         f"{arguments.run.effective_batch_size}"
     )
     return True
@@ -253,7 +255,16 @@ def train_and_save(trainer: SFTTrainer, arguments: Arguments) -> None:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model()
     trainer.create_model_card(model_name=out.name)  # last: PEFT has written one of its own
+    if arguments.run.merge:
+        on_main(PartialState(), lambda: _merge(trainer, arguments, out / "merged"))
     if arguments.training.push_to_hub:
         trainer.push_to_hub()
     on_main(PartialState(), lambda: mark_finished(out))
     say(f"saved to {out}")
+
+
+def _merge(trainer: SFTTrainer, arguments: Arguments, out: Path) -> None:
+    base = trainer.model.peft_config["default"].base_model_name_or_path
+    samples = [ids[:512] for ids in trainer.train_dataset[:8]["input_ids"]]
+    moved = merge_adapter(trainer.model, trainer.processing_class, base, out, arguments.model.dtype, samples)
+    say(f"merged into {out}; against the trained model its logits moved by at most {moved:.2g}")

@@ -52,12 +52,17 @@ def test_what_a_file_must_not_hold(parse, text, message):
 def test_a_key_in_two_files_a_missing_file_and_missing_data_are_errors(parse):
     with pytest.raises(InputError, match=r"seed comes twice: in .*a.yaml and in .*b.yaml"):
         parse(a="seed: 1", b="seed: 1")
-    with pytest.raises(InputError, match="'nowhere.yaml' is no file"):
+    with pytest.raises(InputError, match=r"'nowhere.yaml' is no file"):
         parse("--config=nowhere.yaml")
     with pytest.raises(InputError, match="pass --data, or a --config"):
         parse_arguments(argv=["--use_cpu", "true", "--bf16", "false", "--model_name_or_path", "m"])
     with pytest.raises(InputError, match="unknown argument --threshold"):
         parse("--threshold", "0.5")  # the other recipe's
+
+
+def test_merging_needs_an_adapter(parse):
+    with pytest.raises(InputError, match="--merge needs an adapter"):
+        parse("--merge", "true")
 
 
 def test_accumulation_follows_from_the_effective_batch(parse):
@@ -87,7 +92,11 @@ def test_every_model_file_goes_with_every_data_file(tmp_path, model, data):
     found = parse_arguments(argv=[*configs, *more])
     assert found.run.dataset == data.removesuffix(".yaml")
     assert found.training.num_train_epochs == (2 if data == "wizardlm.yaml" else 1)
-    expected = {"tinyllama.yaml": (128, 2048, 2e-5), "qlora.yaml": (64, 4096, 2e-4), "smollm2-demo.yaml": (4, 256, 2e-5)}
+    expected = {
+        "tinyllama.yaml": (128, 2048, 2e-5),
+        "qlora.yaml": (64, 4096, 2e-4),
+        "smollm2-demo.yaml": (4, 128, 2e-5),
+    }
     assert (found.run.effective_batch_size, found.training.max_length, found.training.learning_rate) == expected[model]
     assert (found.model.use_peft, found.model.load_in_4bit) == (("qlora" in model),) * 2
     if found.model.use_peft:

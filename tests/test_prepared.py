@@ -40,7 +40,7 @@ def test_for_an_adapter_tied_embeddings_get_a_head_of_their_own(tmp_path):
 
 def test_another_base_or_template_in_the_folder_is_refused(tmp_path, model_folder):
     prepare_base(str(model_folder), tmp_path / "prepared")
-    with pytest.raises(InputError, match=r"other weights, template or tying; remove it or pass another --prepared_base"):
+    with pytest.raises(InputError, match=r"other weights, template or tying; remove it or pass another"):
         prepare_base(str(model_folder), tmp_path / "prepared", template="own")
     (tmp_path / "full").mkdir()
     with pytest.raises(InputError, match="holds something else"):

@@ -53,7 +53,7 @@ def recipe(name, argv, log, kill_at=None):
 
 
 def saved(out):
-    (file,) = [p for p in out.glob("*.safetensors")]
+    (file,) = out.glob("*.safetensors")
     return {name: value.numpy().tobytes() for name, value in load_file(file).items()}
 
 

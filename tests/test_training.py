@@ -138,7 +138,7 @@ def test_loss_of_responses_alone_trains_on_fewer_labels(base, data, vanilla, tmp
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
-def test_the_indicators_row_is_trained_and_what_is_saved_loads_equal(data, tmp_path, method, tied):
+def test_the_indicators_row_is_trained_and_what_is_saved_loads_equal(data, tmp_path, capsys, method, tied):
     if method == "qlora":
         pytest.importorskip("bitsandbytes")
     raw = tiny.save_model(
@@ -155,7 +155,8 @@ def test_the_indicators_row_is_trained_and_what_is_saved_loads_equal(data, tmp_p
         "qlora": ("--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj", "--load_in_4bit", "true"),
     }[method]
     out = tmp_path / "run"
-    _, trainer = run(base, data, out, *more, scores=FIXED)
+    merge = ("--merge", "true") if more else ()
+    _, trainer = run(base, data, out, *more, *merge, scores=FIXED)
     tokenizer = AutoTokenizer.from_pretrained(base if more else out)
     token_id = indicator_id(tokenizer)
     ids = torch.tensor([[5, 6, 7, token_id, 8, 9]])
@@ -175,7 +176,19 @@ def test_the_indicators_row_is_trained_and_what_is_saved_loads_equal(data, tmp_p
         assert torch.equal(loaded._model_call(ids), logits)
         assert loaded.tokenizer.chat_template == tokenizer.chat_template == trainer.processing_class.chat_template
         assert indicator_id(loaded.tokenizer) == token_id
+    if method == "qlora":
+        from peft import PeftModel
+
+        quantization = trainer.model.config.quantization_config
+        quantized = AutoModelForCausalLM.from_pretrained(base, quantization_config=quantization, dtype=torch.float32)
+        with torch.no_grad():
+            assert torch.equal(PeftModel.from_pretrained(quantized, out).eval()(ids).logits, logits)
     if more:
+        merged = AutoModelForCausalLM.from_pretrained(out / "merged")(ids).logits
+        moved = float((merged - logits).abs().max())
+        assert moved < 1e-5 if method == "lora" else 1e-4 < moved < 1
+        assert "its logits moved by at most" in capsys.readouterr().out
+        assert indicator_id(AutoTokenizer.from_pretrained(out / "merged")) == token_id
         adapter = (out / "adapter_model.safetensors").stat().st_size
         assert adapter < (base / "model.safetensors").stat().st_size / 4
 
