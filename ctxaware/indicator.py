@@ -64,7 +64,9 @@ def _add_row(model, token_id: int, vocab_size: int, pad_to_multiple_of: int | No
 
     n_old = _n_rows(model)
     if vocab_size > n_old or pad_to_multiple_of:
-        model.resize_token_embeddings(max(vocab_size, n_old), pad_to_multiple_of=pad_to_multiple_of, mean_resizing=False)
+        model.resize_token_embeddings(
+            max(vocab_size, n_old), pad_to_multiple_of=pad_to_multiple_of, mean_resizing=False
+        )
     matrices = [model.get_input_embeddings().weight]
     output = model.get_output_embeddings()
     if output is not None and output.weight is not matrices[0]:
