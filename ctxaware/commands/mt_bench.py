@@ -211,6 +211,7 @@ def _print_dry_run(out: Path, data_dir: Path, judge_model: str, model_ids: list[
 def _print_tables(results) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(width=None if Console().is_terminal else 140, highlight=False)
     groups = [("all", {}), ("turn 1", {"turn": 1}), ("turn 2", {"turn": 2})]
@@ -221,8 +222,8 @@ def _print_tables(results) -> None:
         cells = [_cell(results.cell(model, **which)) for model in results.models]
         if pair:
             cells.append(_difference(results.difference(pair[1], pair[0], **which)))
-        table.add_row(name, *cells)
-    console.print(table, markup=False)
+        table.add_row(*map(Text, (name, *cells)))  # as it is: brackets are no markup
+    console.print(table)
     if pair:
         print(f"difference: {pair[1]} minus {pair[0]}, paired by question and turn; bootstrap over questions")
 
@@ -235,4 +236,4 @@ def _difference(difference) -> str:
     if difference.mean is None:
         return f"none (0/{difference.n_expected})"
     interval = "none" if difference.low is None else f"{difference.low:+.2f}, {difference.high:+.2f}"
-    return f"{difference.mean:+.2f} \\[{interval}] ({difference.n_pairs}/{difference.n_expected})"
+    return f"{difference.mean:+.2f} [{interval}] ({difference.n_pairs}/{difference.n_expected})"

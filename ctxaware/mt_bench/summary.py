@@ -173,7 +173,7 @@ def paired_bootstrap(
         seed: of the resampling.
     """
     n_expected = len(differences) if n_expected is None else n_expected
-    if not differences:
+    if len(differences) == 0:
         return Difference(None, None, None, 0, n_expected)
     mean = float(np.mean(differences))
     names, question = np.unique(np.asarray(question_ids), return_inverse=True)

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("fastchat", reason="needs the extra mt-bench")
 
-from mt_bench.server import Server  # noqa: E402
+from mt_bench.server import Server
 
 QUESTIONS = [
     {"question_id": 1, "category": "writing", "turns": ["Write one line about the sea.", "Now make it rhyme."]},

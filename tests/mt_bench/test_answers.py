@@ -3,13 +3,13 @@ import json
 
 import pytest
 import torch
-from mt_bench.conftest import QUESTIONS, read_jsonl, tiny_model, write_jsonl
-from mt_bench.server import Say
 
 from ctxaware.errors import InputError
 from ctxaware.indicator import INDICATOR, add_indicator, indicator_id
 from ctxaware.mt_bench.answers import answer, conversation, seed_of, temperature_of
 from ctxaware.mt_bench.generate import LocalModel
+from mt_bench.conftest import QUESTIONS, read_jsonl, tiny_model, write_jsonl
+from mt_bench.server import Say
 
 FEW = {"max_new_tokens": 12}
 
@@ -247,7 +247,9 @@ def test_bad_arguments_are_told_in_one_line(arguments, says, data_dir, out, monk
     assert len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize("line", ["not json", '{"question_id": 1}', "[]", '{"question_id": 1, "category": "x", "turns": []}'])
+@pytest.mark.parametrize(
+    "line", ["not json", '{"question_id": 1}', "[]", '{"question_id": 1, "category": "x", "turns": []}']
+)
 def test_a_broken_question_file_is_told(line, model, tokenizer, data_dir, out):
     (data_dir / "mt_bench" / "question.jsonl").write_text(line + "\n")
     with pytest.raises(InputError, match="FastChat can't read"):

@@ -7,14 +7,14 @@ import sys
 import time
 
 import pytest
-from mt_bench.conftest import PROMPTS, QUESTIONS, read_jsonl, write_jsonl
-from mt_bench.server import Say
 
 from ctxaware.errors import InputError
 from ctxaware.mt_bench import seams
 from ctxaware.mt_bench.endpoint import CallFailed
 from ctxaware.mt_bench.judge import check_rating, judge
 from ctxaware.mt_bench.plan import dry_run, row_key
+from mt_bench.conftest import PROMPTS, QUESTIONS, read_jsonl, write_jsonl
+from mt_bench.server import Say
 
 N = 2 * len(QUESTIONS)  # judgments a model
 QUICK = {"max_retries": 1, "timeout_seconds": 5}
@@ -166,7 +166,7 @@ def test_answers_that_were_cut_or_are_empty_are_flagged(run, out, server):
 
 def test_fastchat_s_own_show_result_reads_the_file(run, out, server):
     write_answers(out, "n")
-    server.reply = lambda body: Say(text=f"[[{3 if 'm 1' in body['messages'][-1]['content'] else 6}]]")
+    server.reply = lambda body: Say(text=f"[[{3 if 'm 1 first' in body['messages'][-1]['content'] else 6}]]")
     path = run().path
     code = "from fastchat.llm_judge.show_result import *; import argparse; display_result_single(argparse.Namespace("
     code += f"input_file={str(path)!r}, bench_name='mt_bench', judge_model='judge', model_list=None))"
@@ -178,7 +178,7 @@ def test_parallel_calls_give_the_same_rows(run, out, server, tmp_path):
     server.reply = lambda body: Say(text=f"Rating: [[{len(body['messages'][-1]['content']) % 10 + 1}]]")
     one = {row_key(row): row["score"] for row in read_jsonl(run().path)}
     many = {row_key(row): row["score"] for row in read_jsonl(run("judge-2", parallel=8).path)}
-    assert {k: v for k, v in many.items()} == one
+    assert many == one
     assert len(set(one.values())) > 1
 
 
@@ -196,7 +196,7 @@ def test_another_model_is_judged_later_and_the_first_not_again(run, out, server)
 def test_one_model_of_several_can_be_judged(run, out, server):
     write_answers(out, "n")
     assert run(model_ids=["n"]).n_expected == N
-    assert not any("m 1" in prompt for prompt in server.prompts)
+    assert not any("m 1 first" in prompt for prompt in server.prompts)
 
 
 @pytest.mark.parametrize(

@@ -63,9 +63,9 @@ def test_the_globals_are_restored_also_after_an_error():
         raise RuntimeError("stop")
 
     fastchat = seams.load_fastchat()
+    match = a_match(fastchat, "judge")
     with pytest.raises(RuntimeError, match="stop"), seams.judging_through(chat, "judge"):
-        assert vars(common) != before
-        fastchat.play_a_match_single(a_match(fastchat, "judge"), output_file=None)
+        fastchat.play_a_match_single(match, output_file=None)
     assert vars(common) == before
 
 

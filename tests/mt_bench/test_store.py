@@ -124,5 +124,5 @@ def test_settings_may_change_while_there_are_no_rows(tmp_path):
 
 
 def test_rows_without_a_manifest_are_refused(tmp_path):
-    with pytest.raises(InputError, match="no rows.manifest.json"):
+    with pytest.raises(InputError, match=r"no rows\.manifest\.json"):
         match_manifest(tmp_path / "rows.jsonl", {}, has_rows=True)
