@@ -1,0 +1,51 @@
+"""Bootstrap intervals of a mean, for scores and for paired differences of scores."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+N_RESAMPLES = 10_000
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean, its 95% percentile-bootstrap interval, and the number of values."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    @property
+    def signed(self) -> str:
+        """As text with a sign, for differences."""
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def bootstrap_mean(values: Sequence[float]) -> Interval:
+    """The mean of `values` with a 95% interval over resampled values (percentile method, fixed seed).
+
+    Args:
+        values: one number for each test; for a paired comparison, the differences.
+
+    Raises:
+        ValueError: no values.
+    """
+    from scipy.stats import bootstrap
+
+    data = np.asarray(values, dtype=float)
+    if data.size == 0:
+        raise ValueError("bootstrap_mean needs at least one value, got none")
+    mean = float(data.mean())
+    if data.size == 1:  # nothing to resample: the interval is the value
+        return Interval(mean, mean, mean, 1)
+    rng = np.random.default_rng(SEED)
+    interval = bootstrap(
+        (data,), np.mean, n_resamples=N_RESAMPLES, batch=1000, method="percentile", rng=rng
+    ).confidence_interval
+    return Interval(mean, float(interval.low), float(interval.high), int(data.size))

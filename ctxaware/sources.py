@@ -1,0 +1,37 @@
+"""`source`: hub, builtin or a path, the same word everywhere; the hub call and its errors."""
+
+import logging
+from pathlib import Path
+
+from ctxaware.errors import InputError
+
+HUB, BUILTIN = "hub", "builtin"
+CORPORA = Path(__file__).parent / "corpora"
+logger = logging.getLogger(__name__)
+
+
+def load_from_hub(key: str, path: str, split: str, name: str | None = None, revision: str | None = None):
+    """A split of a hub data set, as `datasets.Dataset`.
+
+    Args:
+        key: the setting that chose the hub (`haystack` or `source`), named in the error.
+        path: the data set's hub name.
+        split: the split's name.
+        name: the configuration.
+        revision: branch, tag or commit; None for the data set's main branch.
+
+    Raises:
+        InputError: the hub can't be reached or has no such data; names the two other ways.
+    """
+    import datasets
+
+    try:
+        dataset = datasets.load_dataset(path, name, split=split, revision=revision)
+    except (OSError, ValueError, RuntimeError) as error:  # offline, unreachable, unknown name, script data set
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"can't load {path} (revision {revision or 'main'}) from the hub: {cause} - "
+            f"pass {key}=builtin for the built-in sample, or {key}=/path/to/your/copy"
+        ) from error
+    logger.info("%s: %s rows of %s, revision %s", key, len(dataset), path, revision or "main")
+    return dataset

@@ -1,0 +1,21 @@
+"""Fixtures that several test modules share."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that forgets itself fails at once
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import tiny
+
+
+@pytest.fixture(params=["byte_level", "sentencepiece_like"])
+def tokenizer(request):
+    """Each of the two ways in which today's tokenizers behave."""
+    return getattr(tiny, f"{request.param}_tokenizer")()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A tiny random model with a ChatML template."""
+    return tiny.save_model(tmp_path_factory.mktemp("model"), tiny.byte_level_tokenizer())

@@ -1,0 +1,287 @@
+"""The tasks through the real harness: prompts to the character, windows, settings, scores."""
+
+import dataclasses
+import json
+from functools import partial
+
+import pytest
+import tiny
+import yaml
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from ctxaware.errors import InputError
+from ctxaware.harness import mean_by_key
+from ctxaware.indicator import add_indicator
+from ctxaware.needle import NEEDLES, PROMPT_TEMPLATES
+from ctxaware.settings import NeedleSettings, ReadingSettings
+from ctxaware.sources import CORPORA
+
+TASKS = CORPORA.parent / "tasks"
+SMALL = {"source": "builtin", "max_context_length": 600, "num_context_lengths": 2, "num_depths": 2}
+
+
+def load(name, **metadata):
+    return TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata).load([name])["tasks"][name]
+
+
+def prompts(task, lm, template, **kwargs):
+    task.build_all_requests(
+        limit=2, apply_chat_template=template, chat_template=lm.apply_chat_template if template else None, **kwargs
+    )
+    return [instance.args[0] for instance in task.instances]
+
+
+@pytest.fixture(scope="module")
+def harness_model(tmp_path_factory):
+    """`(template) -> (folder, HFLM)`: a tiny model with that chat template and the indicator token."""
+    made = {}
+
+    def make(template):
+        if template not in made:
+            tokenizer = tiny.sentencepiece_like_tokenizer(getattr(tiny, template))
+            add_indicator(tokenizer)
+            folder = tiny.save_model(tmp_path_factory.mktemp(template), tokenizer)
+            made[template] = folder, HFLM(pretrained=str(folder), device="cpu")
+        return made[template]
+
+    return make
+
+
+PREFIX = "The best thing to do in San Francisco is"
+AROUND = {  # what each template writes around the user's message: an empty system message is really sent
+    "CHATML": ("<|im_start|>system\n<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"),
+    "ZEPHYR": ("<|system|>\n</s>\n<|user|>\n", "</s>\n<|assistant|>\n"),
+    "GEMMA": ("<s><start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n"),
+    "NO_CLOSING_ASSISTANT": ("[system][/system][user]", "[/user][assistant]"),
+}
+
+
+@pytest.mark.parametrize("template", AROUND)
+def test_prompts_in_the_four_combinations_of_template_and_prefix(harness_model, template):
+    folder, lm = harness_model(template)
+    before, after = AROUND[template]
+    gap = "" if after.endswith("\n") else " "
+    for name, prefix, mark in [
+        ("nih_ctx", "", ""),
+        ("nih_ctx_prefix", PREFIX, ""),
+        ("nih_ctx_ind", "", " [IND]"),
+        ("nih_ctx_prefix_ind", PREFIX, " [IND]"),
+    ]:
+        task = load(name, **SMALL, pretrained=str(folder))
+        doc = task.dataset["test"][0]
+        message = (
+            "You are a helpful AI assistant that answers a question using only the provided document:\n"
+            f"{doc['context']}\nQuestion: What is the best thing to do in San Francisco?{mark}"
+        )
+        assert prompts(task, lm, False)[0] == (f"{message}\n\n{prefix}" if prefix else message)
+        assert prompts(task, lm, True)[0] == before + message + after + (gap + prefix if prefix else "")
+
+
+def test_a_system_instruction_of_the_users_replaces_the_empty_one(harness_model):
+    folder, lm = harness_model("CHATML")
+    task = load("squad_contain", source="builtin", pretrained=str(folder))
+    start = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
+    assert prompts(task, lm, True, system_instruction="Be brief.")[0].startswith(start)
+    assert prompts(task, lm, False, system_instruction="Be brief.")[0].startswith("Be brief.\n\n")
+
+
+def test_reading_prompts(harness_model):
+    folder, lm = harness_model("CHATML")
+    for name, metadata, ending in [
+        ("squad_contain", {}, "\nAnswer the question according to the above passage: {}"),
+        ("squad_contain_ind", {}, "\nAnswer the question according to the above passage: {} [IND]"),
+        ("squad_contain", {"prompt": "ultrachat"}, " {}"),
+    ]:
+        task = load(name, source="builtin", pretrained=str(folder), **metadata)
+        doc = task.dataset["test"][0]
+        assert prompts(task, lm, False)[0] == doc["context"] + ending.format(doc["question"])
+
+
+def test_special_tokens_typed_in_a_haystack_stay_text(harness_model, tmp_path):
+    folder, lm = harness_model("CHATML")
+    (tmp_path / "a.txt").write_text("They wrote <|im_end|> and [IND] and </s> here. It went on. " * 40)
+    task = load("nih_ctx_ind", **SMALL, haystack=str(tmp_path), pretrained=str(folder))
+    text = prompts(task, lm, True)[0]
+    ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids.count(lm.tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2  # the template's own
+    assert ids.count(lm.tokenizer.convert_tokens_to_ids("[IND]")) == 1
+    assert "< |im_end|>" in text
+
+
+def test_yaml_defaults_are_the_settings_defaults():
+    for task, cls in [("nih_ctx/nih_ctx", NeedleSettings), ("squad_contain/squad_contain", ReadingSettings)]:
+        metadata = load_yaml(TASKS / f"{task}.yaml", resolve_func=False)["metadata"]
+        assert metadata.pop("version") >= 1
+        assert metadata == dataclasses.asdict(cls())
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"max_context_lenght": 100}, "unknown setting 'max_context_lenght'.*did you mean 'max_context_length'"),
+        ({"num_depth": 3}, "did you mean 'num_depths'"),
+        ({"num_depths": "three"}, "num_depths must be a whole number, got 'three'"),
+        ({"num_depths": 0}, "zero cells"),
+        ({"prompt_template": 5}, "prompt_template must be in 1-4, got 5"),
+        ({"needle": "moon"}, "needle 'moon'"),
+        ({"max_context_length": 5000}, "max_context_length 5000 is past the model's window of 2048"),
+        ({"source": "hub"}, "haystack=builtin"),
+        ({"source": 3}, "source must be text, got 3"),
+        ({"pretrained": "/no/such/model"}, "can't load the tokenizer '/no/such/model'"),
+    ],
+)
+def test_bad_settings_are_one_line_errors(model_folder, metadata, message):
+    with pytest.raises(InputError, match=message) as error:
+        load("nih_ctx", **{**SMALL, "pretrained": str(model_folder), **metadata})
+    assert "\n" not in str(error.value)
+
+
+def test_the_models_own_arguments_are_no_misspelt_settings(model_folder):
+    arguments = {
+        "pretrained": str(model_folder),
+        "max_length": 2000,
+        "max_batch_size": 4,
+        "dtype": "float32",
+        "peft": None,
+    }
+    assert load("nih_ctx", **SMALL, **arguments).settings.num_depths == 2
+
+
+def test_settings_used_are_said(model_folder, caplog):
+    import logging
+
+    logging.getLogger("lm_eval").propagate = True
+    with caplog.at_level(logging.INFO, logger="lm_eval.ctxaware"):
+        load("nih_ctx", **SMALL, pretrained=str(model_folder), dtype="float32")
+    (line,) = [r.message for r in caplog.records if "settings used" in r.message]
+    assert "max_context_length=600" in line
+    assert "left to the model: dtype, pretrained" in line
+
+
+def test_an_indicator_task_needs_the_token(model_folder):
+    for name in ("nih_ctx_ind", "squad_contain_ind"):
+        with pytest.raises(InputError, match=r"no single \[IND\] token"):
+            load(name, **SMALL, pretrained=str(model_folder))
+
+
+def test_a_prompt_past_the_window_is_refused_before_anything_is_generated(model_folder):
+    task = partial(load, "nih_ctx", source="builtin", num_context_lengths=2, num_depths=1, pretrained=str(model_folder))
+    lm = HFLM(pretrained=str(model_folder), device="cpu")
+    prompts(task(max_context_length=2048), lm, True)  # reserve is enough for template, question and answer
+    tight = task(max_context_length=2048, reserve=20)
+    for template in (True, False):
+        with pytest.raises(InputError, match=r"1 of 2 prompts do not fit the model's window of 2048.*raise reserve"):
+            prompts(tight, lm, template)
+    shorter = HFLM(pretrained=str(model_folder), device="cpu", max_length=500)
+    with pytest.raises(InputError, match="window of 500"):  # the model itself knows best
+        prompts(task(max_context_length=600), shorter, True)
+
+
+def test_a_window_is_filled_to_the_last_token_and_no_further(model_folder):
+    lm = HFLM(pretrained=str(model_folder), device="cpu")
+    load_one = partial(
+        load, "nih_ctx", source="builtin", num_context_lengths=1, num_depths=1, pretrained=str(model_folder)
+    )
+    overhead = len(lm.tok_encode(prompts(load_one(max_context_length=600), lm, True)[0])) - 400
+    fits = 2048 - 50 - overhead
+    (prompt,) = prompts(load_one(max_context_length=2048, reserve=2048 - fits), lm, True)
+    assert abs(len(lm.tok_encode(prompt)) + 50 - 2048) <= 1
+    with pytest.raises(InputError, match="do not fit"):
+        prompts(load_one(max_context_length=2048, reserve=2048 - fits - 2), lm, True)
+
+
+def test_a_model_object_must_come_with_tokenizer_and_window(model_folder):
+    lm = HFLM(pretrained=str(model_folder), device="cpu")
+    run = partial(simple_evaluate, model=lm, tasks=["nih_ctx"], limit=1, bootstrap_iters=0)
+    manager = partial(TaskManager, include_path=str(TASKS), include_defaults=False)
+    with pytest.raises(InputError, match="add tokenizer=NAME_OR_FOLDER"):
+        run(task_manager=manager(metadata=SMALL))
+    with pytest.raises(InputError, match="add max_length=TOKENS"):
+        run(task_manager=manager(metadata={**SMALL, "tokenizer": str(model_folder)}))
+    results = run(task_manager=manager(metadata={**SMALL, "tokenizer": str(model_folder), "max_length": 2048}))
+    assert 0 <= results["results"]["nih_ctx"]["recall,none"] <= 1
+
+
+def test_a_checkpoints_generation_settings_do_not_leak(tmp_path):
+    folder = tiny.save_model(tmp_path / "model", tiny.byte_level_tokenizer())
+    metadata = {**SMALL, "num_context_lengths": 1, "num_depths": 1, "pretrained": str(folder)}
+
+    def answers(settings):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "pad_token_id": 2, **settings}))
+        lm = HFLM(pretrained=str(folder), device="cpu")
+        manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
+        results = simple_evaluate(
+            model=lm, tasks=["nih_ctx"], task_manager=manager, log_samples=True, bootstrap_iters=0
+        )
+        return results["samples"]["nih_ctx"][0]["resps"][0][0]
+
+    plain = answers({})
+    assert answers({"repetition_penalty": 1.9}) == plain
+    assert answers({"max_new_tokens": 70}).startswith(plain)
+    (folder / "generation_config.json").write_text(json.dumps({"max_new_tokens": 10}))
+    with pytest.raises(InputError, match="stops after 10 tokens and 50 are needed"):
+        load("nih_ctx", **metadata)
+
+
+def test_an_answer_made_longer_by_the_checkpoint_is_cut_before_scoring(tmp_path):
+    folder = tiny.save_model(tmp_path / "model", tiny.byte_level_tokenizer())
+    (folder / "generation_config.json").write_text(json.dumps({"max_new_tokens": 200}))
+    task = load("nih_ctx", **SMALL, pretrained=str(folder))
+    doc = task.dataset["test"][0]
+    assert task.process_results(doc, ["x " * 10 + "sandwich"])["recall"] > 0
+    assert task.process_results(doc, ["x " * 200 + "sandwich"])["recall"] == 0
+
+
+def test_scores_of_a_needle_task(model_folder):
+    task = load("nih_ctx", **SMALL, pretrained=str(model_folder))
+    doc = task.dataset["test"][3]
+    scores = task.process_results(doc, ["Eat a sandwich in Dolores Park on a sunny day, and sit."])
+    assert scores["score"] == scores["recall"] == 1.0
+    assert scores["recall_error"] == 0.0
+    assert scores["recall_by_context_length"] == (400, 1.0)
+    assert scores["recall_by_depth_percent"] == (100.0, 1.0)
+
+
+def test_scores_of_a_reading_task_count_the_first_sentence_only(model_folder):
+    task = load("squad_contain", source="builtin", pretrained=str(model_folder))
+    doc = {"answers": ["rope works", "5"]}
+    assert task.process_results(doc, ["The Rope-works? rope works. "])["contain"] == 1.0
+    assert task.process_results(doc, ["No. The rope works."])["score"] == 0.0
+    assert task.process_results(doc, ["15"]) == {"score": 0.0, "contain": 0.0, "contain_substring": 1.0}
+
+
+def test_means_by_key_are_sorted_and_plain():
+    assert mean_by_key([(800, 1.0), (200, 0.5), (200, 0.0)]) == {"200": 0.25, "800": 1.0}
+
+
+def test_a_group_of_the_users_own_with_our_task_in_it(model_folder, tmp_path):
+    (tmp_path / "suite.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "group": "my_suite",
+                "task": ["nih_ctx", {"task": "squad_contain", "metadata": {"version": 1, "source": "builtin"}}],
+                "aggregate_metric_list": [{"metric": "score", "weight_by_size": False}],
+            }
+        )
+    )
+    manager = TaskManager(
+        include_path=[str(TASKS), str(tmp_path)],
+        include_defaults=False,
+        metadata={**SMALL, "pretrained": str(model_folder)},
+    )
+    lm = HFLM(pretrained=str(model_folder), device="cpu", batch_size=4)
+    results = simple_evaluate(model=lm, tasks=["my_suite"], task_manager=manager, limit=2, bootstrap_iters=0)
+    assert set(results["results"]) == {"my_suite", "nih_ctx", "squad_contain"}
+    assert results["groups"]["my_suite"]["score,none"] == pytest.approx(
+        (results["results"]["nih_ctx"]["score,none"] + results["results"]["squad_contain"]["score,none"]) / 2
+    )
+
+
+@pytest.mark.parametrize("number", PROMPT_TEMPLATES)
+def test_each_prompt_template_holds_document_and_question_on_lines_of_their_own(number):
+    text = PROMPT_TEMPLATES[number].format(context="<C>", question=NEEDLES["sf"].question)
+    assert "\n<C>\n" in text
+    assert text.endswith(NEEDLES["sf"].question)
