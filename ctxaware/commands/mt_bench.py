@@ -134,7 +134,7 @@ def show_command(
         list[str] | None, typer.Option(help="A model to show; can be repeated. The first of two is the base.")
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Where the picture goes; beside the judgments, if not given.")
+        Path | None, typer.Option(help="Where the PNG goes; beside the judgments, if not given.")
     ] = None,
 ) -> None:
     """FastChat's own summary, averages by turn and category, flags, a picture, and of two models the paired difference.
@@ -146,7 +146,6 @@ def show_command(
     The difference is the second model minus the first, paired by question and turn, with a bootstrap interval.
     Exit code 3: ratings are missing, and each average says how many.
     """
-    from ctxaware.mt_bench.picture import draw
     from ctxaware.mt_bench.summary import Results
 
     results = Results(out, judge_model, model_id)
@@ -155,7 +154,7 @@ def show_command(
     for line in results.flags():
         print(f"flag: {line}")
     picture = picture or results.path.with_suffix(".png")
-    draw(results, picture)
+    results.draw(picture)
     print(f"picture: {picture}")
     if not results.complete:
         print(f"incomplete: {len(results.rows)} of {results.n_expected} ratings")

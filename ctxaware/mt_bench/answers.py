@@ -214,12 +214,9 @@ def _served(model, tokenizer, peft, endpoint, max_new_tokens, indicator):
     if peft:
         raise InputError("--peft goes with a local model; the endpoint serves an adapter under a name of its own")
     if isinstance(tokenizer, str):
-        from transformers import AutoTokenizer
+        from ctxaware.window import load_tokenizer
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-        except (OSError, ValueError) as error:
-            raise InputError(f"--tokenizer {tokenizer!r} can't be loaded: {error}") from error
+        tokenizer = load_tokenizer({"tokenizer": tokenizer})
     if indicator and tokenizer is None:
         raise InputError(
             "--indicator through --base-url needs --tokenizer, the folder of the served model's tokenizer: "

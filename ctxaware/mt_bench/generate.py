@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 import torch
+from lm_eval.models.utils import resolve_max_length
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from ctxaware.chat import special_token_pattern
@@ -113,8 +114,7 @@ class LocalModel:
             raise InputError("neither the model nor its tokenizer names an end-of-text token; set generation_config's")
         self._ends = sorted(ends)
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self._ends[0]
-        config = model.config.get_text_config()
-        self.window = getattr(config, "max_position_embeddings", None)
+        self.window = resolve_max_length(model.config, tokenizer)
 
     def describe(self) -> dict:
         """What a resume must find unchanged."""
@@ -152,7 +152,7 @@ class LocalModel:
             less than `max_new_tokens` gets what there is, and says `window` if it used that up.
         """
         prompts = [self._prompt(conversation) for conversation in conversations]
-        room = [self.max_new_tokens if not self.window else self.window - len(ids) for ids in prompts]
+        room = [self.window - len(ids) for ids in prompts]
         rows = [i for i, left in enumerate(room) if left > 0]
         results: list[Reply | CallFailed] = [
             CallFailed(

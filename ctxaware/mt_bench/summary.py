@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ctxaware import plots
+from ctxaware.bootstrap import bootstrap_mean
 from ctxaware.errors import InputError
 from ctxaware.mt_bench import seams
 from ctxaware.mt_bench.answers import MAX_NEW_TOKENS
 from ctxaware.mt_bench.plan import row_key
 from ctxaware.mt_bench.store import Layout, manifest_path, read_json, read_rows
-
-N_RESAMPLES = 10_000
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of rating differences, paired by question and turn, with a percentile bootstrap interval.
+    """Mean of rating differences, paired by question and turn, with a 95% bootstrap interval over questions.
 
     `low` and `high` are None with pairs of fewer than two questions, `mean` also without any pair.
     """
@@ -109,7 +108,31 @@ class Results:
             for q, t in expected
             if (model, q, t) in self.rows and (base, q, t) in self.rows
         ]
-        return paired_bootstrap([q for q, _ in pairs], [d for _, d in pairs], len(expected))
+        if not pairs:
+            return Difference(None, None, None, 0, len(expected))
+        questions, differences = zip(*pairs, strict=True)
+        interval = bootstrap_mean(differences, groups=questions)
+        low, high = (interval.low, interval.high) if len(set(questions)) > 1 else (None, None)
+        return Difference(interval.mean, low, high, len(pairs), len(expected))
+
+    def draw(self, path: Path) -> None:
+        """Write the picture: average rating by category and over all, a bar for each model.
+
+        Raises:
+            InputError: more models than `plots` has colours.
+        """
+        if len(self.models) > len(plots.CATEGORICAL):
+            raise InputError(
+                f"a picture holds {len(plots.CATEGORICAL)} models, got {len(self.models)}; choose with --model-id"
+            )
+        groups = [*((category, category) for category in self.categories), ("all", None)]
+        bars = {}
+        for model in self.models:
+            total = self.cell(model)
+            label = f"{model} ({total.n_scored}/{total.n_expected} scored)"
+            bars[label] = [self.cell(model, category=category).mean for _, category in groups]
+        title = f"MT-Bench, judged by {self.manifest['settings']['judge_model']}"
+        plots.rating_bars([name for name, _ in groups], bars, title, path)
 
     def flags(self) -> list[str]:
         """What a reader of the averages should know, a line each."""
@@ -157,31 +180,3 @@ def _only_judge(layout: Layout) -> Path:
 
 def _listed(counts: Counter) -> str:
     return ", ".join(f"{n} {name}" for name, n in counts.most_common())
-
-
-def paired_bootstrap(
-    question_ids: list, differences: list[float], n_expected: int | None = None, seed: int = 0
-) -> Difference:
-    """Mean difference with a percentile bootstrap interval that resamples whole questions.
-
-    A question's two turns are one conversation, so they are drawn together: drawn apart, the interval is too narrow.
-
-    Args:
-        question_ids: of each pair.
-        differences: of each pair, ratings.
-        n_expected: pairs there should be; None for those there are.
-        seed: of the resampling.
-    """
-    n_expected = len(differences) if n_expected is None else n_expected
-    if len(differences) == 0:
-        return Difference(None, None, None, 0, n_expected)
-    mean = float(np.mean(differences))
-    names, question = np.unique(np.asarray(question_ids), return_inverse=True)
-    if len(names) < 2:
-        return Difference(mean, None, None, len(differences), n_expected)
-    sums = np.bincount(question, weights=differences)  # [n_questions]
-    counts = np.bincount(question)
-    drawn = np.random.default_rng(seed).integers(len(names), size=(N_RESAMPLES, len(names)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Difference(mean, float(low), float(high), len(differences), n_expected)

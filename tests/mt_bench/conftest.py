@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny
 
 pytest.importorskip("fastchat", reason="needs the extra mt-bench")
 
@@ -75,41 +76,15 @@ def quick_retries(monkeypatch):
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """Byte-level, so it reads any text, with a ChatML template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|pad|>")
-    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
-    made.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    return made
+    return tiny.byte_level_tokenizer()
 
 
-def tiny_model(tokenizer, window=2048, seed=0):
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer) + 8,  # rows to spare, as many checkpoints have
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+def tiny_model(tokenizer, window=2048):
+    return tiny.tiny_llama(
+        len(tokenizer) + 8,  # rows to spare, as many checkpoints have
         max_position_embeddings=window,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
         initializer_range=0.3,  # so that the next token depends on the text
     )
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="session")

@@ -135,8 +135,8 @@ def test_the_indicator_is_one_token_on_both_user_turns_and_typed_ones_are_text(d
 
     monkeypatch.setattr(LocalModel, "_generate", spy)
     answer(model, "m", data_dir, out, tokenizer=with_token, indicator=True, **FEW)
-    mark, end = indicator_id(with_token), with_token.eos_token_id
-    n_messages = [1] * 5 + [3] * 5
+    mark, end = indicator_id(with_token), with_token.convert_tokens_to_ids("<|im_end|>")
+    n_messages = [2] * 5 + [4] * 5  # and the template's own system message
     assert sorted(ids.count(mark) for ids in seen) == [1] * 5 + [2] * 5
     assert sorted(ids.count(end) for ids in seen) == n_messages
     texts = [with_token.decode(ids) for ids in seen]
@@ -162,9 +162,9 @@ def test_a_tokenizer_without_the_indicator_is_refused(model, tokenizer, data_dir
 
 
 def test_a_question_that_fills_the_window_is_kept_apart_and_told(tokenizer, data_dir, out):
-    long = {"question_id": 9, "category": "math", "turns": ["sea " * 30, "And?"]}
+    long = {"question_id": 9, "category": "math", "turns": ["sea " * 300, "And?"]}
     write_jsonl(data_dir / "mt_bench" / "question.jsonl", [*QUESTIONS, long])
-    outcome = answer(tiny_model(tokenizer, window=150), "m", data_dir, out, tokenizer=tokenizer, max_new_tokens=4)
+    outcome = answer(tiny_model(tokenizer, window=300), "m", data_dir, out, tokenizer=tokenizer, max_new_tokens=4)
     assert (outcome.n_done, outcome.n_expected, outcome.n_failed, outcome.complete) == (4, 5, 1, False)
     assert [(row["question_id"], row["kind"]) for row in read_jsonl(outcome.failures)] == [(9, "window")]
     assert 9 not in turns_of(outcome.path)

@@ -104,10 +104,10 @@ def n_prompt_tokens(tokenizer, i):
 
 
 def test_a_full_window_ends_one_row_and_is_recorded_and_the_others_go_on(tokenizer):
-    window = n_prompt_tokens(tokenizer, 1) + 6
-    small, large = (LocalModel(tiny_model(tokenizer, w), tokenizer, 12) for w in (window, 2048))
+    window = n_prompt_tokens(tokenizer, 1) + 3
+    small, large = (LocalModel(tiny_model(tokenizer, w), tokenizer, 6) for w in (window, 2048))
     short, whole = small.answer(CONVERSATIONS, 0.0, SEEDS), large.answer(CONVERSATIONS, 0.0, SEEDS)
-    assert (short[1].finish_reason, short[1].n_tokens) == ("window", 6)
+    assert (short[1].finish_reason, short[1].n_tokens) == ("window", 3)
     assert whole[1].text.startswith(short[1].text.rstrip("\ufffd"))
     assert [short[i] for i in (0, 2, 3)] == [whole[i] for i in (0, 2, 3)]
 

@@ -3,8 +3,8 @@ import pytest
 
 from ctxaware.errors import InputError
 from ctxaware.mt_bench.judge import judge
-from ctxaware.mt_bench.picture import COLOURS, draw
-from ctxaware.mt_bench.summary import Results, paired_bootstrap
+from ctxaware.mt_bench.summary import Results
+from ctxaware.plots import CATEGORICAL
 from mt_bench.conftest import QUESTIONS
 from mt_bench.server import Say
 from mt_bench.test_judge import write_answers
@@ -75,43 +75,10 @@ def test_the_difference_is_paired_and_leaves_out_what_one_lacks(judged):
     assert results.difference("n", "m", turn=2).n_pairs == 3
 
 
-def test_the_bootstrap_is_the_plain_one_where_each_question_has_one_pair():
-    from scipy.stats import bootstrap
-
-    differences = np.random.default_rng(1).integers(-9, 10, 60).astype(float)
-    ours = paired_bootstrap(list(range(60)), differences)
-    theirs = bootstrap((differences,), np.mean, n_resamples=10_000, method="percentile", rng=2).confidence_interval
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.1)
-
-
-def test_turns_of_a_question_are_drawn_together():
-    differences = np.random.default_rng(1).normal(size=80)
-    twice = paired_bootstrap(list(range(80)) * 2, [*differences, *differences])
-    once = paired_bootstrap(list(range(80)), differences)
-    assert twice.high - twice.low == pytest.approx(once.high - once.low, rel=1e-9)  # no pair more of evidence
-
-
-def test_random_ratings_cover_zero_as_often_as_the_interval_says():
-    rng = np.random.default_rng(0)
-    ids = np.repeat(np.arange(80), 2)
-    covered = 0
-    for _ in range(200):
-        base, model = rng.integers(1, 11, 160), rng.integers(1, 11, 160)
-        interval = paired_bootstrap(list(ids), list(model - base))
-        covered += interval.low <= 0 <= interval.high
-    assert 180 <= covered <= 198  # of 200 at 95%
-
-
-def test_a_true_difference_is_found():
-    rng = np.random.default_rng(0)
-    interval = paired_bootstrap(list(np.repeat(np.arange(80), 2)), list(rng.integers(-2, 5, 160)))
-    assert interval.low > 0
-
-
-@pytest.mark.parametrize(("ids", "differences"), [([], []), ([1, 1], [1.0, 2.0])])
-def test_too_little_for_an_interval_has_none(ids, differences):
-    interval = paired_bootstrap(ids, differences)
-    assert (interval.low, interval.high) == (None, None)
+def test_one_question_has_no_interval(judged):
+    results = Results(judged(["m", "n"], lambda m, i, turn: i + turn if m == "n" else i))
+    difference = results.difference("n", "m", category="math")
+    assert (difference.mean, difference.low, difference.high, difference.n_pairs) == (1.5, None, None, 2)
 
 
 def test_flags_tell_what_a_reader_should_know(judged, server):
@@ -177,16 +144,16 @@ def test_the_picture_has_a_bar_for_each_average_and_none_for_what_is_missing(jud
     monkeypatch.setattr(Axes, "bar", bar)
     monkeypatch.setattr(Axes, "text", text)
     out = judged(["m", "n"], lambda m, i, turn: Say(text="?") if (m, i) == ("n", 2) else i)
-    draw(Results(out), tmp_path / "sub" / "bars.png")
+    Results(out).draw(tmp_path / "sub" / "bars.png")
     assert bars == {
-        "m (8/8 scored)": ([1, 2, 3, 4, 2.5], COLOURS[0]),
-        "n (6/8 scored)": ([1, 0, 3, 4, pytest.approx(8 / 3)], COLOURS[1]),
+        "m (8/8 scored)": ([1, 2, 3, 4, 2.5], CATEGORICAL[0]),
+        "n (6/8 scored)": ([1, 0, 3, 4, pytest.approx(8 / 3)], CATEGORICAL[1]),
     }
     assert texts.count("none") == 1
     assert (tmp_path / "sub" / "bars.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_picture_in_no_known_format_is_told(judged, tmp_path):
-    out = judged(["m"], lambda *_: 5)
-    with pytest.raises(InputError, match="should end in"):
-        draw(Results(out), tmp_path / "bars.txt")
+def test_more_models_than_colours_is_told(judged, tmp_path):
+    out = judged([f"m{i}" for i in range(len(CATEGORICAL) + 1)], lambda *_: 5)
+    with pytest.raises(InputError, match="choose with --model-id"):
+        Results(out).draw(tmp_path / "bars.png")
