@@ -3,10 +3,11 @@
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 from lm_eval.models.utils import resolve_max_length
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ctxaware.chat import special_token_pattern
 from ctxaware.errors import InputError
@@ -37,21 +38,6 @@ class SeededSampling(LogitsProcessor):
         self.step += 1
         chosen = torch.full_like(scores, float("-inf"))
         return chosen.scatter_(-1, token_ids.gather(-1, rank), 0.0)
-
-
-class RowLimit(StoppingCriteria):
-    """Stop each row after a number of new tokens of its own.
-
-    Args:
-        limits: int64 `[batch]`, new tokens.
-        n_prompt: padded length of the prompts, tokens.
-    """
-
-    def __init__(self, limits: torch.Tensor, n_prompt: int):
-        self.limits, self.n_prompt = limits, n_prompt
-
-    def __call__(self, input_ids: torch.Tensor, scores, **_) -> torch.Tensor:
-        return input_ids.shape[1] - self.n_prompt >= self.limits.to(input_ids.device)
 
 
 def load_model(model: str, peft: str | None = None):
@@ -162,16 +148,16 @@ class LocalModel:
             )
             for ids in prompts
         ]
-        if not rows:
-            return results
-        limits = torch.tensor([min(self.max_new_tokens, room[i]) for i in rows])
-        new_ids = self._generate([prompts[i] for i in rows], limits, temperature, [seeds[i] for i in rows])
-        for i, limit, ids in zip(rows, limits.tolist(), new_ids, strict=True):
-            ids = ids[:limit]
-            end = next((n for n, token in enumerate(ids) if token in self._ends), None)
-            reason = "stop" if end is not None else "length" if limit == self.max_new_tokens else "window"
-            text = self.tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
-            results[i] = Reply(text, reason, len(ids) if end is None else end)
+        for limit, group in groupby(
+            sorted(rows, key=room.__getitem__), key=lambda i: min(self.max_new_tokens, room[i])
+        ):
+            same = list(group)  # one limit a batch: positions run on for a row that has ended, also out of the window
+            new_ids = self._generate([prompts[i] for i in same], limit, temperature, [seeds[i] for i in same])
+            for i, ids in zip(same, new_ids, strict=True):
+                end = next((n for n, token in enumerate(ids) if token in self._ends), None)
+                reason = "stop" if end is not None else "length" if limit == self.max_new_tokens else "window"
+                text = self.tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
+                results[i] = Reply(text, reason, len(ids) if end is None else end)
         return results
 
     def _prompt(self, messages: list[dict]) -> list[int]:
@@ -184,7 +170,7 @@ class LocalModel:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes its own
 
     @torch.inference_mode()
-    def _generate(self, prompts: list[list[int]], limits: torch.Tensor, temperature: float, seeds) -> list[list[int]]:
+    def _generate(self, prompts: list[list[int]], max_new_tokens: int, temperature: float, seeds) -> list[list[int]]:
         longest = max(map(len, prompts))
         input_ids = torch.tensor([[self._pad] * (longest - len(ids)) + ids for ids in prompts])
         attention_mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
@@ -196,7 +182,7 @@ class LocalModel:
             ]
             processors.append(SeededSampling(torch.stack(uniforms), temperature))
         config = GenerationConfig(
-            max_new_tokens=int(limits.max()), do_sample=False, eos_token_id=self._ends, pad_token_id=self._pad
+            max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=self._ends, pad_token_id=self._pad
         )
         with own_generation_config(self.model, config):
             output = self.model.generate(
@@ -204,7 +190,6 @@ class LocalModel:
                 attention_mask=attention_mask.to(self.model.device),
                 generation_config=config,
                 logits_processor=processors,
-                stopping_criteria=StoppingCriteriaList([RowLimit(limits, longest)]),
             )
         return output[:, longest:].tolist()
 

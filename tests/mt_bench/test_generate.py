@@ -90,7 +90,7 @@ def test_an_answer_that_ends_itself_says_so(model, tokenizer):
     local = LocalModel(model, tokenizer, 24)
     whole = local.answer(CONVERSATIONS, 0.0, SEEDS)
     prompt = local._prompt(CONVERSATIONS[1])
-    (ids,) = local._generate([prompt], torch.tensor([24]), 0.0, [0])
+    (ids,) = local._generate([prompt], 24, 0.0, [0])
     end = next(n for n in range(3, 24) if ids[n] not in ids[:n])
     local._ends = sorted({*local._ends, ids[end]})  # as if that token were an end of text
     reply = local.answer(CONVERSATIONS, 0.0, SEEDS)[1]
@@ -110,6 +110,15 @@ def test_a_full_window_ends_one_row_and_is_recorded_and_the_others_go_on(tokeniz
     assert (short[1].finish_reason, short[1].n_tokens) == ("window", 3)
     assert whole[1].text.startswith(short[1].text.rstrip("\ufffd"))
     assert [short[i] for i in (0, 2, 3)] == [whole[i] for i in (0, 2, 3)]
+
+
+def test_a_full_window_stays_within_learned_positions(tokenizer):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    window = n_prompt_tokens(tokenizer, 1) + 3
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=window, n_embd=32, n_layer=1, n_head=2, eos_token_id=2)
+    replies = LocalModel(GPT2LMHeadModel(config).eval(), tokenizer, 6).answer(CONVERSATIONS, 0.0, SEEDS)
+    assert [reply.n_tokens for reply in replies] == [6, 3, 6, 6]
 
 
 def test_a_prompt_that_fills_the_window_is_a_failure_of_that_row_alone(tokenizer):
