@@ -40,12 +40,14 @@ def test_every_cell_has_exactly_the_tokens_it_says(tokenizer, haystack, name):
 
 
 @pytest.mark.parametrize(
-    "haystack", ["One. Two 3.5 more. " * 200, "no full stop " * 300, "é—“ß”. 漢字。 x.\n\nNew. " * 150]
+    "haystack",
+    ["One. Two 3.5 more. " * 200, "no full stop " * 300, "é—“ß”. 漢字。 x.\n\nNew. " * 150, "漢字が続く。" * 300],
 )
 def test_odd_haystacks_have_true_counts_too(tokenizer, haystack):
     docs = list(build_grid(tokenizer, haystack, SF, [100, 333, 600], [0, 10, 50, 99, 100]))
     assert {count(tokenizer, d["context"]) - d["context_length"] for d in docs} == {0}
-    assert all(0 <= wanted - d["context_length"] <= 2 for d, wanted in zip(docs, [100] * 5 + [333] * 5 + [600] * 5))
+    wanted = [100] * 5 + [333] * 5 + [600] * 5
+    assert all(0 <= w - d["context_length"] <= 2 for d, w in zip(docs, wanted, strict=True))
 
 
 def test_the_needle_goes_in_after_the_last_full_stop_at_or_before_its_depth(tokenizer, haystack):

@@ -89,7 +89,7 @@ def gap(
     Runs the cells of the paper's table 7 and prints scores and paired differences, each with a 95%
     bootstrap interval. Either model may be left out.
 
-        ctxaware gap --base meta-llama/Llama-2-7b-hf --instruct meta-llama/Llama-2-7b-chat-hf --model-args dtype=bfloat16
+        ctxaware gap --base meta-llama/Llama-2-7b-hf --instruct meta-llama/Llama-2-7b-chat-hf --batch-size 8
 
         ctxaware gap --instruct "$(ctxaware demo-model)" --source builtin --grid 5x5 --max-context-length 1000
     """
