@@ -193,6 +193,12 @@ def test_another_model_is_judged_later_and_the_first_not_again(run, out, server)
     assert all("n " in prompt for prompt in server.prompts)
 
 
+def test_a_path_with_brackets_works(data_dir, server, tmp_path):
+    data = data_dir.rename(tmp_path / "data [1]*")
+    write_answers(tmp_path / "out [1]")
+    assert judge(tmp_path / "out [1]", data, "judge", base_url=server.url).complete
+
+
 def test_one_model_of_several_can_be_judged(run, out, server):
     write_answers(out, "n")
     assert run(model_ids=["n"]).n_expected == N
