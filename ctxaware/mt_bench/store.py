@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctxaware.errors import InputError
+from ctxaware.files import write_text
 
 _FILE_NAME = re.compile(r"\w[\w.+@=-]*")  # what neither a path, a glob nor a shell reads as more than a name
 
@@ -71,15 +72,8 @@ def sha256_of_json(value) -> str:
 
 
 def write_json(path: Path, value) -> None:
-    """Write `value` so that `path` is at every moment the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    """Write `value`, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict:
