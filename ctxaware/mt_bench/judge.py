@@ -96,8 +96,8 @@ def judge(
         InputError: data is missing, the endpoint refuses the key, or judgments are there that were made otherwise.
     """
     layout = Layout(Path(out))
-    fastchat = seams.load_fastchat()
     endpoint = connect(base_url, api_key_env, **connect_kwargs)
+    fastchat = seams.load_fastchat()
     bench = seams.load_bench(fastchat, Path(data_dir), for_judge=True)
     plan = make_plan(fastchat, bench, layout, judge_model, model_ids)
     path = layout.judgments(judge_model)
