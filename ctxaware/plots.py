@@ -33,6 +33,8 @@ def recall_heatmap(
 ) -> Path:
     """Recall by context length and depth, as the needle-in-a-haystack test is usually shown.
 
+    Tests of the same cell (several prompt templates) are averaged.
+
     Args:
         context_lengths: tokens, one for each test.
         depths: percent, 0-100, one for each test.
@@ -44,9 +46,11 @@ def recall_heatmap(
         `path`.
     """
     columns, rows = sorted(set(context_lengths)), sorted(set(depths))
-    grid = np.full((len(rows), len(columns)), np.nan)  # a cell that was not tested stays empty
+    total, count = np.zeros((len(rows), len(columns))), np.zeros((len(rows), len(columns)))
     for length, depth, recall in zip(context_lengths, depths, recalls, strict=True):
-        grid[rows.index(depth), columns.index(length)] = recall
+        total[rows.index(depth), columns.index(length)] += recall
+        count[rows.index(depth), columns.index(length)] += 1
+    grid = np.where(count, total / np.maximum(count, 1), np.nan)  # a cell that was not tested stays empty
     figure, axes = new_figure(max(5.5, 0.42 * len(columns) + 2.5), max(3.2, 0.3 * len(rows) + 1.6))
     axes.set_facecolor("white")
     image = axes.imshow(grid, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto")
