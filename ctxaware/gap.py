@@ -1,9 +1,7 @@
 """The context-awareness gap: the cells of the paper's table 7 for two models, and what separates them."""
 
-import contextlib
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 from ctxaware.bootstrap import Interval, bootstrap_mean
 from ctxaware.errors import InputError
+from ctxaware.files import whole_folder, write_text
 from ctxaware.samples import find_samples
 
 NEEDLE_TASK = "nih_ctx"
@@ -130,19 +129,13 @@ def _claim(out: Path, plan: Plan) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path, mine = out / "plan.json", json.loads(json.dumps(dataclasses.asdict(plan)))
     if not path.is_file():
-        _write(path, json.dumps(mine, indent=2))
+        write_text(path, json.dumps(mine, indent=2))
         return
     theirs = json.loads(path.read_text(encoding="utf-8"))
     differing = [key for key in mine if key not in ("tasks", "batch_size", "device") and mine[key] != theirs.get(key)]
     if differing:
         was, now = ({key: each.get(key) for key in differing} for each in (theirs, mine))
         raise InputError(f"{out} holds results of other settings: {was}, now {now}; pass another --out")
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
 
 
 def _require_template(plan: Plan, model: str) -> None:
@@ -166,34 +159,29 @@ def _evaluate(lm, plan: Plan, cell: Cell, task: str, out: Path) -> None:
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.tasks import TaskManager
 
-    name, folder = cell.task(task), cell.folder(out, task)
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    arguments = plan.arguments(cell.model)
+    name, arguments = cell.task(task), plan.arguments(cell.model)
     manager = TaskManager(
         include_path=str(Path(__file__).parent / "tasks"),
         include_defaults=False,
         metadata={**arguments, **plan.settings},
     )
-    tracker = EvaluationTracker(output_path=str(unfinished))
-    results = simple_evaluate(
-        model=lm,
-        model_args=arguments,
-        tasks=[name],
-        task_manager=manager,
-        apply_chat_template=cell.template,
-        use_cache=str(out / "cache" / cell.model),
-        log_samples=True,
-        evaluation_tracker=tracker,
-        bootstrap_iters=0,
-    )
-    if results is None:  # another rank writes
-        return
-    samples = results.pop("samples")
-    tracker.save_results_aggregated(results=results, samples=samples)
-    tracker.save_results_samples(task_name=name, samples=samples[name])
-    find_samples(unfinished, name)  # the tracker only logs a failure to write
-    unfinished.rename(folder)
+    with whole_folder(cell.folder(out, task)) as folder:
+        tracker = EvaluationTracker(output_path=str(folder))
+        results = simple_evaluate(
+            model=lm,
+            model_args=arguments,
+            tasks=[name],
+            task_manager=manager,
+            apply_chat_template=cell.template,
+            use_cache=str(out / "cache" / cell.model),
+            log_samples=True,
+            evaluation_tracker=tracker,
+            bootstrap_iters=0,
+        )
+        samples = results.pop("samples")
+        tracker.save_results_aggregated(results=results, samples=samples)
+        tracker.save_results_samples(task_name=name, samples=samples[name])
+        find_samples(folder, name)  # the tracker only logs a failure to write
 
 
 def _scores(cell: Cell, out: Path, task: str) -> list[float]:
@@ -226,11 +214,9 @@ def table(summary: dict[str, dict[str, dict[str, Interval]]]) -> str:
 
 def save(summary: dict[str, Any], plan: Plan, out: Path) -> None:
     """Write `gap.md` and `gap.json` beside the results."""
-    _write(out / "gap.md", table(summary) + "\n")
-    with contextlib.suppress(FileNotFoundError):
-        (out / "gap.json").unlink()
+    write_text(out / "gap.md", table(summary) + "\n")
     content = {"plan": dataclasses.asdict(plan), **_as_dicts(summary)}
-    _write(out / "gap.json", json.dumps(content, indent=2) + "\n")
+    write_text(out / "gap.json", json.dumps(content, indent=2) + "\n")
 
 
 def _as_dicts(node: Any) -> Any:

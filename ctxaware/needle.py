@@ -1,6 +1,7 @@
 """Needle in a haystack: needles, prompt templates, and the grid of documents (protocol section 1)."""
 
 import bisect
+import functools
 import json
 import logging
 import re
@@ -119,6 +120,11 @@ def grid_depths(num: int) -> list[float]:
     return [50.0] if num == 1 else np.linspace(0, 100, num).tolist()
 
 
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
 class GridBuilder:
     """Documents of exact token counts with a needle at a depth, from a haystack tokenised once.
 
@@ -161,7 +167,7 @@ class GridBuilder:
                 break
             size *= 2
         if offsets[wanted - 1, 1] > len(haystack):
-            logger.warning("the haystack has fewer than the %s tokens of the longest cell; it is repeated", wanted)
+            _warn_once(f"the haystack has fewer than the {wanted} tokens of the longest cell; it is repeated")
         self.starts, self.ends = offsets[:, 0], offsets[:, 1]
         is_space = np.array([c.isspace() for c in self.text] + [True])
         clean = is_space[self.starts[1:]] & ~is_space[self.ends[:-1] - 1] & (self.starts[1:] >= self.ends[:-1])

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ctxaware.files import whole_file
+
 SEQUENTIAL = "cividis"  # even in lightness, made for colour-vision deficiency
 
 
@@ -19,11 +21,9 @@ def new_figure(width: float, height: float):
 
 
 def save(figure, path: Path) -> Path:
-    """Write a PNG beside its place and rename it, so no half picture is left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    figure.savefig(unfinished, dpi=150, format="png")
-    unfinished.replace(path)
+    """Write a PNG and return its path."""
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=150, format="png")
     return path
 
 
