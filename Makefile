@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-EXTRAS := dev,demo
+EXTRAS := dev,demo,mt-bench
 
 DEMO_METADATA := {"source": "builtin", "needle": "pizza", "max_context_length": 1000, "num_context_lengths": 3, "num_depths": 3}
 LM_EVAL = HF_HUB_OFFLINE=1 $(BIN)/lm_eval --model hf --model_args pretrained=$$($(BIN)/ctxaware demo-model) \
