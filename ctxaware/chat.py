@@ -7,7 +7,7 @@ contents in place. So nothing that a message says can change where it is.
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -72,9 +72,8 @@ def render(tokenizer, messages: Sequence[dict], **template_kwargs) -> Rendered:
     if not tokenizer.chat_template:
         raise InputError(f"tokenizer {tokenizer.name_or_path!r} has no chat template; use a chat model's tokenizer")
     apply = functools.partial(tokenizer.apply_chat_template, tokenize=False, **template_kwargs)
+    # the second rendering holds no content at all, so what contents say can't be taken for a placeholder
     placeholders = [f"\ue000{i}\ue001" for i in range(len(messages))]
-    if any("\ue000" in m["content"] for m in messages):  # private use: practically never in data
-        raise InputError("a message contains U+E000, which marks positions here; remove it from the data")
     try:
         text = apply(list(messages))
         skeleton = apply([{**m, "content": p} for m, p in zip(messages, placeholders, strict=True)])
@@ -93,10 +92,12 @@ def _locate(text: str, skeleton: str, messages: Sequence[dict]) -> tuple[Span, .
     ok = text.startswith(literals[0])
     for idx, literal in zip(order, literals[1:], strict=True):
         content = messages[idx]["content"]
-        forms = dict.fromkeys((content, content.strip(), content.lstrip(), content.rstrip()))
-        form = next((f for f in forms if text.startswith(f + literal, position)), None)
+        form = next((f for f in _forms(text, position, content) if text.startswith(f + literal, position)), None)
         if not ok or form is None:
-            raise InputError(f"the chat template changes the content of message {idx} ({messages[idx]['role']})")
+            raise InputError(
+                f"the chat template changes the content of message {idx} ({messages[idx]['role']}) "
+                "or the text beside it"
+            )
         spans.append(Span(idx, messages[idx]["role"], position, position + len(form)))
         position += len(form) + len(literal)
     if position != len(text):
@@ -104,11 +105,23 @@ def _locate(text: str, skeleton: str, messages: Sequence[dict]) -> tuple[Span, .
     return tuple(spans)
 
 
+def _forms(text: str, position: int, content: str) -> Iterator[str]:
+    """`content` with more and more white space taken from its ends, where `text` has it at `position`."""
+    core = content.strip()
+    head = content[: content.index(core)]
+    tail = content[len(head) + len(core) :]
+    for i in range(len(head) + 1):
+        if text.startswith(head[i:] + core, position):
+            yield from (head[i:] + core + tail[:n] for n in range(len(tail), -1, -1))
+
+
 def tokenize(tokenizer, rendered: Rendered, max_length: int | None = None) -> Tokenized:
     """Tokenise a rendered conversation and say which message each token belongs to.
 
-    A token belongs to a message when its character range overlaps the content's. No special tokens
-    are added: they are there if the template writes them.
+    A token belongs to a message when its character range overlaps the content's. Of a special token only
+    its own text counts: one that takes white space beside it (`<|user|>` with `rstrip`) stays the
+    template's, even where that white space is the message's. No special tokens are added: they are there
+    if the template writes them.
 
     Args:
         tokenizer: a fast tokenizer (slow ones give no character ranges).
@@ -116,25 +129,46 @@ def tokenize(tokenizer, rendered: Rendered, max_length: int | None = None) -> To
         max_length: tokens to keep from the start; None for all.
 
     Raises:
-        InputError: the tokenizer is not a fast one.
+        InputError: the tokenizer is not a fast one, or its character ranges leave out a message.
     """
     if not tokenizer.is_fast:
         raise InputError(f"tokenizer {tokenizer.name_or_path!r} is not a fast one; character ranges need a fast one")
     encoding = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
     ids = np.array(encoding["input_ids"][:max_length], dtype=np.int64)
     offsets = np.array(encoding["offset_mapping"][:max_length], dtype=np.int64).reshape(-1, 2)
+    _without_outer_space(rendered.text, ids, offsets, _special_ids(tokenizer))
     owner = np.full(len(ids), NOBODY, dtype=np.int64)
     for span in rendered.spans:
         overlaps = (offsets[:, 0] < span.end) & (offsets[:, 1] > span.start)
         owner[overlaps] = span.message_idx
+        is_cut = len(ids) == max_length and (len(ids) == 0 or offsets[-1, 1] <= span.end)
+        if not is_cut and not overlaps.any() and rendered.text[span.start : span.end].strip():
+            raise InputError(
+                f"tokenizer {tokenizer.name_or_path!r} gives no character ranges for message {span.message_idx} "
+                f"({span.role}); its tokens can't be told from the template's"
+            )
     roles = {span.message_idx: span.role for span in rendered.spans}
     return Tokenized(ids, owner, tuple(roles[i] for i in range(len(roles))))
+
+
+def _special_ids(tokenizer) -> np.ndarray:
+    return np.array([i for i, token in tokenizer.added_tokens_decoder.items() if token.special], dtype=np.int64)
+
+
+def _without_outer_space(text: str, ids: np.ndarray, offsets: np.ndarray, special_ids: np.ndarray) -> None:
+    """Take the white space at both ends out of the ranges of special tokens, in place."""
+    for i in np.flatnonzero(np.isin(ids, special_ids)):
+        start, end = offsets[i]
+        piece = text[start:end]
+        if piece.strip():
+            offsets[i] = start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())
 
 
 def special_token_pattern(tokenizer) -> re.Pattern | None:
     """A pattern of the texts that the tokenizer turns into special tokens; None where it has none."""
     texts = {str(t) for t in tokenizer.all_special_tokens}
     texts |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    texts = {t.strip() for t in texts}  # with a space of its own at an end, defusing would never end
     texts = sorted((t for t in texts if len(t) > 1), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, texts))) if texts else None
 

@@ -11,7 +11,9 @@ CORPORA = Path(__file__).parent / "corpora"
 logger = logging.getLogger(__name__)
 
 
-def load_from_hub(key: str, path: str, split: str, name: str | None = None, revision: str | None = None):
+def load_from_hub(
+    key: str, path: str, split: str, name: str | None = None, revision: str | None = None, remedy: str = ""
+):
     """A split of a hub data set, as `datasets.Dataset`.
 
     Args:
@@ -20,6 +22,7 @@ def load_from_hub(key: str, path: str, split: str, name: str | None = None, revi
         split: the split's name.
         name: the configuration.
         revision: branch, tag or commit; None for the data set's main branch.
+        remedy: what the error says to do; "" for the two other values of the setting.
 
     Raises:
         InputError: the hub can't be reached or has no such data; names the two other ways.
@@ -30,9 +33,9 @@ def load_from_hub(key: str, path: str, split: str, name: str | None = None, revi
         dataset = datasets.load_dataset(path, name, split=split, revision=revision)
     except (OSError, ValueError, RuntimeError) as error:  # offline, unreachable, unknown name, script data set
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        remedy = remedy or f"pass {key}=builtin for the built-in sample, or {key}=/path/to/your/copy"
         raise InputError(
-            f"can't load {path} (revision {revision or 'main'}) from the hub: {cause} - "
-            f"pass {key}=builtin for the built-in sample, or {key}=/path/to/your/copy"
+            f"can't load {path} (revision {revision or 'main'}) from the hub: {cause} - {remedy}"
         ) from error
     _resolved[key] = {path: _commit(dataset) or revision or "main"}
     logger.info("%s: %s rows of %s", key, len(dataset), _resolved[key])

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that forgets itself fails at once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import chats
 import pytest
 import tiny
 
@@ -19,3 +20,16 @@ def tokenizer(request):
 def model_folder(tmp_path_factory):
     """A tiny random model with a ChatML template."""
     return tiny.save_model(tmp_path_factory.mktemp("model"), tiny.byte_level_tokenizer())
+
+
+@pytest.fixture
+def chatml_tokenizer():
+    """A byte-level tokenizer with a plain ChatML template and the usual markers as special tokens."""
+    return chats.make_tokenizer(chats.CHATML)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)  # for tiny matrices threads only wait for one another
