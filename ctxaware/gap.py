@@ -1,7 +1,9 @@
 """The context-awareness gap: the cells of the paper's table 7 for two models, and what separates them."""
 
 import dataclasses
+import gc
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 from ctxaware.bootstrap import Interval, bootstrap_mean
 from ctxaware.errors import InputError
-from ctxaware.files import whole_folder, write_text
+from ctxaware.files import remove_unfinished, whole_folder, write_text
 from ctxaware.samples import find_samples
 
 NEEDLE_TASK = "nih_ctx"
@@ -111,6 +113,8 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:
     Raises:
         InputError: `out` belongs to another plan, a chat template is missing, or a task refuses its settings.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("ctxaware gap runs in one process; start it without a launcher, or use --model-backend vllm")
     _claim(out, plan)
     todo = list(plan.runs(out))
     for model in dict.fromkeys(cell.model for cell, _ in todo):
@@ -121,21 +125,23 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:
             if cell.model == model:
                 _evaluate(lm, plan, cell, task, out)
         del lm
+        gc.collect()  # the harness's models are cyclic: without this two would share the device's memory
     return summarise(plan, out)
 
 
 def _claim(out: Path, plan: Plan) -> None:
-    """Write the plan into a new folder; in an old one, refuse another plan."""
+    """Write the plan into the folder; where one stands already, refuse another (a model may be added)."""
     out.mkdir(parents=True, exist_ok=True)
     path, mine = out / "plan.json", json.loads(json.dumps(dataclasses.asdict(plan)))
-    if not path.is_file():
-        write_text(path, json.dumps(mine, indent=2))
-        return
-    theirs = json.loads(path.read_text(encoding="utf-8"))
-    differing = [key for key in mine if key not in ("tasks", "batch_size", "device") and mine[key] != theirs.get(key)]
-    if differing:
-        was, now = ({key: each.get(key) for key in differing} for each in (theirs, mine))
+    theirs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else mine
+    both = {"settings", "backend", "model_args"}, theirs["models"].keys() & mine["models"].keys()
+    was, now = (
+        {key: each[key] for key in both[0]} | {key: each["models"][key] for key in both[1]} for each in (theirs, mine)
+    )
+    if differing := sorted(key for key in was if was[key] != now[key]):
+        was, now = ({key: each[key] for key in differing} for each in (was, now))
         raise InputError(f"{out} holds results of other settings: {was}, now {now}; pass another --out")
+    write_text(path, json.dumps({**mine, "models": theirs["models"] | mine["models"]}, indent=2))
 
 
 def _require_template(plan: Plan, model: str) -> None:
@@ -148,10 +154,15 @@ def _require_template(plan: Plan, model: str) -> None:
 
 
 def _load(plan: Plan, model: str):
+    import torch
     from lm_eval.api.registry import get_model
 
-    more = {"batch_size": plan.batch_size, "device": plan.device}
-    return get_model(plan.backend).create_from_arg_obj(plan.arguments(model), more)
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    more = {"batch_size": plan.batch_size, "device": plan.device or (here if plan.backend == "hf" else None)}
+    try:
+        return get_model(plan.backend).create_from_arg_obj(plan.arguments(model), more)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"can't load --{model} {plan.models[model]}: {str(error).splitlines()[0]}") from error
 
 
 def _evaluate(lm, plan: Plan, cell: Cell, task: str, out: Path) -> None:
@@ -165,6 +176,7 @@ def _evaluate(lm, plan: Plan, cell: Cell, task: str, out: Path) -> None:
         include_defaults=False,
         metadata={**arguments, **plan.settings},
     )
+    remove_unfinished(cell.folder(out, task))
     with whole_folder(cell.folder(out, task)) as folder:
         tracker = EvaluationTracker(output_path=str(folder))
         results = simple_evaluate(

@@ -7,25 +7,27 @@ model's window before anything is generated, and the indicator.
 
 import logging
 import math
-import statistics
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
 
-from ctxaware import chat, metrics, needle, reading
+from ctxaware import chat, needle, reading
 from ctxaware.errors import InputError, one_line_in_lm_eval
 from ctxaware.haystack import load_haystack
 from ctxaware.indicator import append_indicator, indicator_id
 from ctxaware.settings import NeedleSettings, ReadingSettings, resolve
+from ctxaware.sources import resolved_revisions
 from ctxaware.window import (
     NEUTRAL_GENERATION,
+    NOT_UNDONE,
     count_tokens,
+    is_chat_endpoint,
     is_endpoint,
     leaking_generation_settings,
     load_tokenizer,
     model_window,
+    running_model,
 )
 
 logger = logging.getLogger("lm_eval.ctxaware")
@@ -59,14 +61,20 @@ class ContextTask(ConfigurableTask):
         self._special = chat.special_token_pattern(self.tokenizer) if self.tokenizer else None
         if indicator:
             indicator_id(self.tokenizer)
-        self._leaks = leaking_generation_settings(self.model_args)
-        self._keep_greedy(self.config.generation_kwargs)
         self.dataset = {self.config.test_split: datasets.Dataset.from_list(self.make_docs())}
+        if used := resolved_revisions(self.settings.source, getattr(self.settings, "haystack", None)):
+            self.config.metadata["resolved_revisions"] = used  # stands in the results file
 
     def _keep_greedy(self, generation_kwargs: dict[str, Any]) -> None:
         """Override what the checkpoint's own generation settings would add to greedy decoding."""
+        self._leaks = leaking_generation_settings()
         if not self._leaks:
             return
+        if lasting := [key for key in self._leaks if key in NOT_UNDONE]:
+            raise InputError(
+                f"{self.config.task}: the model's generation_config.json sets {', '.join(lasting)}, which changes "
+                f"greedy decoding and can't be undone here; remove it from that file"
+            )
         logger.warning("the model's generation_config.json sets %s; that is undone for this task", self._leaks)
         neutral = {key: NEUTRAL_GENERATION[key] for key in self._leaks if key in NEUTRAL_GENERATION}
         generation_kwargs.update(neutral)
@@ -108,17 +116,36 @@ class ContextTask(ConfigurableTask):
         )
 
     def build_all_requests(self, **kwargs) -> None:
-        """Build the prompts and refuse them all if one would not fit the model's window whole."""
+        """Build the prompts; refuse them all if one could not be sent whole and as it is."""
         with one_line_in_lm_eval():
+            if kwargs.get("cache_requests"):
+                raise InputError(
+                    f"{self.config.task}: the harness's request cache ignores settings and would send another run's "
+                    "prompts; leave out --cache_requests (--use_cache is fine)"
+                )
+            self._keep_greedy(self.config.generation_kwargs)
             super().build_all_requests(**kwargs)
-            self._check_window(getattr(kwargs.get("chat_template"), "__self__", None))
+            self._check_form()
+            self._check_window()
 
-    def _check_window(self, lm) -> None:
-        window = model_window(self.model_args, self.tokenizer, lm)
+    def _check_form(self) -> None:
+        """Text for back ends that take text, messages for chat endpoints."""
+        lm = running_model()
+        are_text = all(isinstance(instance.args[0], str) for instance in self.instances)
+        if is_chat_endpoint(lm) and are_text:
+            raise InputError(f"{self.config.task}: a chat endpoint takes messages; add --apply_chat_template")
+        if lm is not None and not is_chat_endpoint(lm) and not are_text:
+            raise InputError(
+                f"{self.config.task}: this back end would send messages where text belongs; add "
+                "tokenized_requests=True,tokenizer_backend=huggingface to --model_args"
+            )
+
+    def _check_window(self) -> None:
+        window = model_window(self.model_args, self.tokenizer)
         if window is None:
             raise InputError(
                 f"{self.config.task}: the window of the model is not known, so a cut prompt would pass unseen; "
-                "add max_length=TOKENS to --model_args (or to --metadata, where a model object is evaluated)"
+                "add max_length=TOKENS to --model_args (or to --metadata, where tasks are loaded by hand)"
             )
         prompts = [instance.args[0] for instance in self.instances]
         answer = self.config.generation_kwargs["max_gen_toks"]
@@ -147,7 +174,7 @@ class ContextTask(ConfigurableTask):
     def process_results(self, doc: dict, results: Sequence[str]) -> dict[str, Any]:
         """Score one answer, cut to the answer's length where the model's own settings made it longer."""
         response = results[0]
-        if "max_new_tokens" in self._leaks and self.tokenizer is not None:
+        if "max_new_tokens" in getattr(self, "_leaks", {}) and self.tokenizer is not None:
             ids = self.tokenizer(response, add_special_tokens=False)["input_ids"]
             response = self.tokenizer.decode(ids[: self.config.generation_kwargs["max_gen_toks"]])
         return super().process_results(doc, [response])
@@ -220,53 +247,3 @@ class ReadingTask(ContextTask):
     def user_text(self, doc: dict) -> str:
         """The prompt template with its passage and question."""
         return self._template.format(context=doc["context"], question=doc["question"])
-
-
-def score_needle(doc: dict, results: Sequence[str]) -> dict[str, Any]:
-    """Recall of one cell, and the pairs that `mean_by_key` averages by length and by depth."""
-    recall = metrics.keyword_recall(results[0], doc["keywords"])
-    return {
-        "score": recall,
-        "recall": recall,
-        "recall_error": 1 - recall,
-        "recall_by_context_length": (doc["context_length"], recall),
-        "recall_by_depth_percent": (round(doc["depth_percent"], 1), recall),
-    }
-
-
-def score_needle_prompts(doc: dict, results: Sequence[str]) -> dict[str, Any]:
-    """As `score_needle`, and what the mean and standard deviation over prompt templates are made of."""
-    scores = score_needle(doc, results)
-    by_prompt = (doc["prompt_template"], scores["recall"])
-    return {**scores, "recall_by_prompt_template": by_prompt, "recall_sd_over_prompts": by_prompt}
-
-
-def score_reading(doc: dict, results: Sequence[str]) -> dict[str, float]:
-    """Containment of one answer's first sentence: any gold counts."""
-    response, golds = metrics.first_sentence(results[0]), doc["answers"]
-    contain = float(metrics.contains_any(response, golds))
-    return {
-        "score": contain,
-        "contain": contain,
-        "contain_substring": float(metrics.contains_any(response, golds, metrics.contains_substring)),
-    }
-
-
-def score_spans(doc: dict, results: Sequence[str]) -> dict[str, float]:
-    """As `score_reading`, and `contain_all`: every span of an answer with several."""
-    every = metrics.contains_all(metrics.first_sentence(results[0]), doc["answers"])
-    return {**score_reading(doc, results), "contain_all": float(every)}
-
-
-def mean_by_key(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """Mean value for each key, keys in ascending order."""
-    groups: dict[float, list[float]] = defaultdict(list)
-    for key, value in pairs:
-        groups[key].append(value)
-    return {f"{key:g}": sum(groups[key]) / len(groups[key]) for key in sorted(groups)}
-
-
-def sd_over_keys(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Standard deviation (n - 1) of the means by key: the ± of the paper's table 7; None for a single key."""
-    means = list(mean_by_key(pairs).values())
-    return statistics.stdev(means) if len(means) > 1 else None

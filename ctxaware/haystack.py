@@ -45,7 +45,7 @@ def _read(path: Path) -> list[str]:
     if path.suffix == ".txt":
         return [_text(path)]
     if path.suffix == ".jsonl":
-        return [_line_text(path, n, line) for n, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
+        return [_line_text(path, n, line) for n, line in enumerate(_text(path).split("\n"), 1) if line.strip()]
     raise InputError(
         f"haystack {path}: expected a folder of .txt files, a .txt or a .jsonl file; pass haystack=… of its own"
     )

@@ -1,9 +1,12 @@
-"""Keyword recall and containment: pure functions over strings."""
+"""Keyword recall and containment, and the tasks' scores that are made of them: pure functions."""
 
 import re
+import statistics
 import string
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -70,3 +73,54 @@ def contains_all(response: str, golds: Sequence[str], match=contains) -> bool:
 def first_sentence(response: str, stop: str = ". ") -> str:
     """The response up to its first stop string: back ends stop late or not at all."""
     return response.split(stop)[0]
+
+
+def score_needle(doc: dict, results: Sequence[str]) -> dict[str, Any]:
+    """Recall of one cell, and the pairs that `mean_by_key` averages by length and by depth."""
+    recall = keyword_recall(results[0], doc["keywords"])
+    return {
+        "score": recall,
+        "recall": recall,
+        "recall_error": 1 - recall,
+        "recall_by_context_length": (doc["context_length"], recall),
+        "recall_by_depth_percent": (round(doc["depth_percent"], 1), recall),
+    }
+
+
+def score_needle_prompts(doc: dict, results: Sequence[str]) -> dict[str, Any]:
+    """As `score_needle`, and what the mean and standard deviation over prompt templates are made of."""
+    scores = score_needle(doc, results)
+    by_prompt = (doc["prompt_template"], scores["recall"])
+    return {**scores, "recall_by_prompt_template": by_prompt, "recall_sd_over_prompts": by_prompt}
+
+
+def score_reading(doc: dict, results: Sequence[str]) -> dict[str, float]:
+    """Containment of one answer's first sentence: any gold counts."""
+    response, golds = first_sentence(results[0]), doc["answers"]
+    contain = float(contains_any(response, golds))
+    return {
+        "score": contain,
+        "contain": contain,
+        "contain_substring": float(contains_any(response, golds, contains_substring)),
+    }
+
+
+def score_spans(doc: dict, results: Sequence[str]) -> dict[str, float]:
+    """As `score_reading`, and `contain_all`: every span of an answer with several."""
+    every = contains_all(first_sentence(results[0]), doc["answers"])
+    return {**score_reading(doc, results), "contain_all": float(every)}
+
+
+def mean_by_key(pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Mean value for each key, keys in ascending order."""
+    groups: dict[float, list[float]] = defaultdict(list)
+    for key, value in pairs:
+        groups[key].append(value)
+    names = {key: str(int(key)) if float(key).is_integer() else str(key) for key in groups}
+    return {names[key]: sum(groups[key]) / len(groups[key]) for key in sorted(groups)}
+
+
+def sd_over_keys(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Standard deviation (n - 1) of the means by key: the ± of the paper's table 7; None for a single key."""
+    means = list(mean_by_key(pairs).values())
+    return statistics.stdev(means) if len(means) > 1 else None

@@ -84,7 +84,9 @@ def load_needle(name: str) -> Needle:
         raise InputError(f"needle file {path}: expected needle, question and keywords (a list) ({error!r})") from error
     if not needle.keywords or not needle.needle or not needle.question:
         raise InputError(f"needle file {path}: needle, question and keywords must not be empty")
-    missing = [word for word in needle.keywords if keyword_recall(needle.needle, [word]) == 0]
+    missing = [
+        word for word in needle.keywords if not keyword_recall(needle.needle, [word]) or keyword_recall("", [word])
+    ]
     if missing:
         raise InputError(f"needle file {path}: keywords {missing} do not occur as words in the needle")
     return needle

@@ -1,6 +1,6 @@
 """Pictures. Colours are chosen to read in grey and with any colour vision."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from ctxaware.files import whole_file
 
 SEQUENTIAL = "cividis"  # even in lightness, made for colour-vision deficiency
+CATEGORICAL = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")  # Okabe and Ito's
 
 
 def new_figure(width: float, height: float):
@@ -32,6 +33,8 @@ def recall_heatmap(
 ) -> Path:
     """Recall by context length and depth, as the needle-in-a-haystack test is usually shown.
 
+    Tests of the same cell (several prompt templates) are averaged.
+
     Args:
         context_lengths: tokens, one for each test.
         depths: percent, 0-100, one for each test.
@@ -43,9 +46,11 @@ def recall_heatmap(
         `path`.
     """
     columns, rows = sorted(set(context_lengths)), sorted(set(depths))
-    grid = np.full((len(rows), len(columns)), np.nan)  # a cell that was not tested stays empty
+    total, count = np.zeros((len(rows), len(columns))), np.zeros((len(rows), len(columns)))
     for length, depth, recall in zip(context_lengths, depths, recalls, strict=True):
-        grid[rows.index(depth), columns.index(length)] = recall
+        total[rows.index(depth), columns.index(length)] += recall
+        count[rows.index(depth), columns.index(length)] += 1
+    grid = np.where(count, total / np.maximum(count, 1), np.nan)  # a cell that was not tested stays empty
     figure, axes = new_figure(max(5.5, 0.42 * len(columns) + 2.5), max(3.2, 0.3 * len(rows) + 1.6))
     axes.set_facecolor("white")
     image = axes.imshow(grid, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto")
@@ -60,6 +65,40 @@ def recall_heatmap(
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     axes.set_title(f"{title}\nmean recall {np.mean(list(recalls)):.3f} over {len(recalls)} tests", fontsize=10)
     figure.colorbar(image, label="recall")
+    return save(figure, path)
+
+
+def rating_bars(
+    groups: Sequence[str], ratings: Mapping[str, Sequence[float | None]], title: str, path: Path, top: float = 10
+) -> Path:
+    """Average ratings by group, a bar for each model, each with its number.
+
+    Args:
+        groups: names; the last is set apart, for the average over all.
+        ratings: by model, one for each group; None where nothing is rated. At most as many as `CATEGORICAL`.
+        title: of the picture.
+        path: of the PNG.
+        top: the best rating there is.
+
+    Returns:
+        `path`.
+    """
+    figure, axes = new_figure(max(6.4, 0.55 + len(groups) * (0.55 + 0.28 * len(ratings))), 4.2)
+    width = 0.8 / len(ratings)
+    for i, (model, means) in enumerate(ratings.items()):
+        places = np.arange(len(groups)) + (i - (len(ratings) - 1) / 2) * width
+        axes.bar(places, [mean or 0 for mean in means], width * 0.92, color=CATEGORICAL[i], label=model)
+        for place, mean in zip(places, means, strict=True):
+            text = "none" if mean is None else f"{mean:.1f}"
+            axes.text(place, (mean or 0) + top / 100, text, ha="center", va="bottom", fontsize=7.5)
+    axes.axvline(len(groups) - 1.5, color="0.7", linewidth=0.8)
+    axes.set(ylim=(0, top * 1.06), ylabel="average rating")
+    axes.set_xticks(range(len(groups)), groups)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color="0.9")
+    axes.set_title(title, loc="left", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=min(3, len(ratings)), frameon=False)
     return save(figure, path)
 
 

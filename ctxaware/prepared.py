@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from ctxaware.errors import InputError
-from ctxaware.files import whole_folder, write_text
+from ctxaware.files import remove_unfinished, whole_folder, write_text
 from ctxaware.indicator import INDICATOR, add_indicator
 from ctxaware.models import load_config, load_tokenizer, resolved_revision
 from ctxaware.templates import chat_template
@@ -68,6 +68,7 @@ def prepare_base(
         "untied": untied,
     }
     if not out.exists():
+        remove_unfinished(out)
         dtype = config.dtype or torch.float32  # as it is stored: nothing but the new row may change
         model = load_model(name, revision, dtype, "cpu")
         add_indicator(tokenizer, model)

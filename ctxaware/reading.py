@@ -29,8 +29,14 @@ class Node:
             raise InputError(f"{self.where}: expected an object with {key!r}, got {_short(self.value)}")
         return Node(self.value[key], f"{self.where}.{key}")
 
-    def get(self, key: str, default: Any = None) -> Any:
-        return self.value.get(key, default)
+    def get(self, key: str) -> Any:
+        """The value under `key`, None where there is none."""
+        return self[key].value if isinstance(self.value, dict) and self.value.get(key) is not None else None
+
+    def check_object(self, keys: str) -> None:
+        """Raise `InputError` where the place holds no JSON object."""
+        if not isinstance(self.value, dict):
+            raise InputError(f"{self.where}: expected an object with {keys}, got {_short(self.value)}")
 
     def items(self) -> Iterator["Node"]:
         if isinstance(self.value, dict):
@@ -45,6 +51,10 @@ class Node:
             raise InputError(f"{self.where}: expected text, got {_short(self.value)}")
         return self.value
 
+    def texts(self) -> list[str]:
+        """A list of texts (numbers count as text)."""
+        return [str(node.value) if isinstance(node.value, int | float) else node.text() for node in self.items()]
+
 
 def _short(value: Any) -> str:
     text = f"keys {list(value)[:5]}" if isinstance(value, dict) else repr(value)
@@ -56,55 +66,65 @@ def _doc(idx: Any, context: str, question: str, answers: list[str]) -> dict:
 
 
 def _squad_hub(row: Node) -> dict:
-    return _doc(row["id"].value, row["context"].text(), row["question"].text(), row["answers"]["text"].value)
+    return _doc(row["id"].value, row["context"].text(), row["question"].text(), row["answers"]["text"].texts())
 
 
 def _squad_release(root: Node) -> Iterator[dict]:
     for article in root["data"].items():
         for paragraph in article["paragraphs"].items():
             for qa in paragraph["qas"].items():
+                answers = [answer["text"].text() for answer in qa["answers"].items()]
                 if qa.get("is_impossible"):
                     continue
-                answers = [answer["text"].text() for answer in qa["answers"].items()]
                 yield _doc(qa["id"].value, paragraph["context"].text(), qa["question"].text(), answers)
 
 
-def _quac_passage(title: str, background: str | None, context: str) -> str:
-    context = context.removesuffix("CANNOTANSWER").rstrip()
-    return f"Title: {title}\n" + " ".join(filter(None, [background, context]))
+def _quac_passage(title: Node, background: Node | None, context: Node) -> str:
+    kept = context.text().removesuffix("CANNOTANSWER").rstrip()
+    return f"Title: {title.text()}\n" + " ".join(filter(None, [background.text() if background else "", kept]))
+
+
+def _optional(node: Node, key: str) -> Node | None:
+    return node[key] if node.get(key) is not None else None
 
 
 def _quac_hub(row: Node) -> dict:
-    passage = _quac_passage(row["wikipedia_page_title"].text(), row.get("background"), row["context"].text())
-    answers = row["answers"].value  # a dict of lists, or a list of dicts: both forms of a sequence are about
-    golds = answers["texts"][0] if isinstance(answers, dict) else answers[0]["texts"]
-    return _doc(row["dialogue_id"].value, passage, row["questions"].value[0], golds)
+    passage = _quac_passage(row["wikipedia_page_title"], _optional(row, "background"), row["context"])
+    answers = row["answers"]  # a dict of lists, or a list of dicts: both forms of a sequence are about
+    golds = _first(answers["texts"]) if isinstance(answers.value, dict) else _first(answers)["texts"]
+    return _doc(row["dialogue_id"].value, passage, _first(row["questions"]).text(), golds.texts())
+
+
+def _first(node: Node) -> Node:
+    first = next(node.items(), None)
+    if first is None:
+        raise InputError(f"{node.where}: expected at least one entry, got none")
+    return first
 
 
 def _quac_release(root: Node) -> Iterator[dict]:
     for article in root["data"].items():
         for dialog in article["paragraphs"].items():
-            passage = _quac_passage(article["title"].text(), article.get("background"), dialog["context"].text())
-            first = next(dialog["qas"].items(), None)
-            if first is None:
-                raise InputError(f"{dialog.where}.qas: expected at least one question, got none")
+            passage = _quac_passage(article["title"], _optional(article, "background"), dialog["context"])
+            first = _first(dialog["qas"])
             answers = [answer["text"].text() for answer in first["answers"].items()]
             yield _doc(dialog.get("id") or first["id"].value, passage, first["question"].text(), answers)
 
 
 def _drop_golds(answer: Node) -> list[str]:
     """The spans, else the number, else the date: exactly one of them is filled in a sound answer."""
-    spans = [str(span) for span in answer.get("spans") or []]
-    if spans:
-        return spans
+    answer.check_object("spans, number or date")
+    if answer.get("spans"):
+        return answer["spans"].texts()
     if answer.get("number") not in (None, ""):
         return [str(answer["number"].value)]
-    date = answer.get("date") or {}
-    return [" ".join(str(date[part]) for part in ("day", "month", "year") if date.get(part))]
+    date = _optional(answer, "date") or Node({}, answer.where)
+    date.check_object("day, month or year")
+    return [" ".join(str(date.get(part)) for part in ("day", "month", "year") if date.get(part))]
 
 
 def _drop_hub(row: Node) -> dict:
-    golds = _drop_golds(row["answer"]) if row.get("answer") else row["answers_spans"]["spans"].value
+    golds = _drop_golds(row["answer"]) if row.get("answer") else row["answers_spans"]["spans"].texts()
     return _doc(row["query_id"].value, row["passage"].text(), row["question"].text(), golds)
 
 
@@ -185,6 +205,7 @@ def load_reading(name: str, source: str = HUB, data_revision: str | None = None)
     else:
         path = CORPORA / f"{name}_sample.json" if source == BUILTIN else Path(source).expanduser()
         docs = list(_read(dataset, path))
+    docs = [doc for doc in docs if any(answer.strip() for answer in doc["answers"])]  # no gold: not answerable
     if not docs:
         raise InputError(f"{source} holds no answerable question; expected {dataset.release_name} or its like")
     return docs
@@ -193,12 +214,16 @@ def load_reading(name: str, source: str = HUB, data_revision: str | None = None)
 def _read(dataset: ReadingDataset, path: Path) -> Iterator[dict]:
     if not path.is_file():
         raise InputError(f"source {str(path)!r} is no file; pass hub, builtin, or the path of {dataset.release_name}")
-    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 at byte {error.start}; fetch it again or convert it") from error
     if not text.strip():
         raise InputError(f"{path} is empty; expected {dataset.release_name}")
     if path.suffix == ".jsonl":
-        for number, line in enumerate(text.splitlines(), 1):
-            yield dataset.from_hub(Node(_parse(line, path, number), f"{path}, line {number}"))
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.strip():
+                yield dataset.from_hub(Node(_parse(line, path, number), f"{path}, line {number}"))
         return
     root = _parse(text, path)
     try:

@@ -19,19 +19,23 @@ class SampleFile:
     date: str
 
     def rows(self) -> list[dict]:
-        """The samples, in the file's order.
+        """The samples, in the file's order. Lines end in a line feed only: texts may hold other line ends.
 
         Raises:
             InputError: a line is not whole JSON; says which.
         """
         rows = []
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(self.path.read_text(encoding="utf-8").split("\n"), 1):
+            if not line:
+                continue
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise InputError(
                     f"{self.path}, line {number}: not whole JSON ({error.msg}); run the task again"
                 ) from error
+        if not rows:
+            raise InputError(f"{self.path} is empty; run the task again")
         return rows
 
     def results(self) -> dict:

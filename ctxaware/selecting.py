@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ctxaware import plots, selection
-from ctxaware.conversations import read_conversations, whole_file, write_conversations, write_json
+from ctxaware.conversations import output_file, read_conversations, write_conversations, write_json
 from ctxaware.errors import InputError
 from ctxaware.shards import read_metadata
 
@@ -201,7 +201,7 @@ def compare_layers(scores_file: Path, percent: float, out: Path | None = None) -
     mean = matrix.sum(axis=1) / (len(layers) - 1)  # its own entry is 0
     folder = out or scores_file.parent
     table = folder / f"{scores_file.stem}_disagreement.csv"
-    with whole_file(table) as beside, open(beside, "w", newline="") as file:
+    with output_file(table) as beside, open(beside, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["layer", *layers, "mean"])
         for layer, row, average in zip(layers, matrix, mean, strict=True):

@@ -65,7 +65,13 @@ def resolve(cls: type, metadata: dict[str, Any], task: str) -> Any:
         _refuse_misspelt(key, task)
     settings = cls(**values)
     used = ", ".join(f"{key}={getattr(settings, key)}" for key in fields)
-    logger.info("%s: settings used: %s%s", task, used, f"; left to the model: {', '.join(others)}" if others else "")
+    unused = sorted(key for key in OUR_KEYS - set(fields) if metadata.get(key) is not None)
+    rest = [
+        f"; {what}: {', '.join(keys)}"
+        for what, keys in (("for other tasks", unused), ("left to the model", others))
+        if keys
+    ]
+    logger.info("%s: settings used: %s%s", task, used, "".join(rest))
     return settings
 
 
@@ -83,5 +89,6 @@ def _refuse_misspelt(key: str, task: str) -> None:
     from lm_eval.models.huggingface import HFLM
 
     near = difflib.get_close_matches(key, OUR_KEYS, n=1, cutoff=0.8)
+    near = near or [ours for ours in sorted(OUR_KEYS) if len(key) > 4 and key in ours]
     if near and key not in HFLM.__init__.__annotations__:
         raise InputError(f"{task}: unknown setting {key!r} in --metadata; did you mean {near[0]!r}?")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctxaware import __version__
-from ctxaware.conversations import find_file, fingerprint, read_conversations, whole_file, write_json
+from ctxaware.conversations import find_file, fingerprint, output_file, read_conversations, write_json
 from ctxaware.dependency import Scored, TurnScore
 from ctxaware.errors import InputError
 
@@ -186,7 +186,7 @@ def _write_tables(path: Path, tables: Iterable, rejected: dict[str, str], manife
 
     told = json.dumps({"manifest": dataclasses.asdict(manifest), "rejected": rejected}, sort_keys=True)
     schema = _schema(manifest).with_metadata({METADATA_KEY: told})
-    with whole_file(path) as beside, pq.ParquetWriter(beside, schema) as writer:
+    with output_file(path) as beside, pq.ParquetWriter(beside, schema) as writer:
         for table in tables:
             writer.write_table(table.cast(schema))
 

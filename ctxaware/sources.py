@@ -1,6 +1,7 @@
 """`source`: hub, builtin or a path, the same word everywhere; the hub call and its errors."""
 
 import logging
+import re
 from pathlib import Path
 
 from ctxaware.errors import InputError
@@ -36,5 +37,22 @@ def load_from_hub(
         raise InputError(
             f"can't load {path} (revision {revision or 'main'}) from the hub: {cause} - {remedy}"
         ) from error
-    logger.info("%s: %s rows of %s, revision %s", key, len(dataset), path, revision or "main")
+    _resolved[key] = {path: _commit(dataset) or revision or "main"}
+    logger.info("%s: %s rows of %s", key, len(dataset), _resolved[key])
     return dataset
+
+
+_resolved: dict[str, dict[str, str]] = {}  # of this process's hub data sets, by the setting that chose them
+
+
+def _commit(dataset) -> str | None:
+    """The commit that a hub data set was read at, from the addresses of its files."""
+    checksums = getattr(getattr(dataset, "info", None), "download_checksums", None) or {}
+    found = [match[1] for address in checksums if (match := re.search(r"@([0-9a-f]{40})/", str(address)))]
+    return found[0] if found else None
+
+
+def resolved_revisions(source: str, haystack: str | None = None) -> dict[str, str]:
+    """Hub name and revision of what these settings took from the hub, for a run's results; empty for other sources."""
+    keys = [key for key, value in (("source", source), ("haystack", haystack or source)) if value == HUB]
+    return {path: revision for key in keys for path, revision in _resolved.get(key, {}).items()}

@@ -1,10 +1,12 @@
-"""The tokenizer and the window of the model that a harness run evaluates, from its arguments.
+"""The tokenizer, the window and the generation settings of the model that the harness is evaluating.
 
-A task is not handed the model, only its arguments (and with a chat template, a method of it).
+The harness does not hand its model to a task. `running_model` finds it in the evaluation that is under
+way; where there is none (tasks loaded by hand), the model's arguments are read as the back ends read them.
 """
 
 import functools
 import logging
+import sys
 from typing import Any
 
 from ctxaware.errors import InputError
@@ -21,7 +23,31 @@ NEUTRAL_GENERATION = {  # the values that leave greedy decoding as it is
     "min_new_tokens": 0,
     "num_beams": 1,
 }
+NOT_UNDONE = (  # no value passed to `generate` takes these back
+    *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias", "stop_strings", "max_time"),
+    *("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "guidance_scale"),
+    *("penalty_alpha", "dola_layers"),
+)
 _API_WINDOW = 2048  # what the harness's API models take where max_length is not given
+
+
+def running_model():
+    """The harness's model (without its cache around it) in the evaluation that this is called from, else None.
+
+    `simple_evaluate` and `evaluate` hold it as `lm` while they load tasks and build requests.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "lm_eval.evaluator" and frame.f_locals.get("lm") is not None:
+            lm = frame.f_locals["lm"]
+            return lm.__dict__.get("lm", lm)  # CachingLM keeps it as `lm`
+        frame = frame.f_back
+    return None
+
+
+def is_chat_endpoint(lm) -> bool:
+    """Whether the model takes messages, and its server applies the template."""
+    return any(cls.__name__ == "LocalChatCompletion" for cls in type(lm).__mro__)
 
 
 def is_endpoint(model_args: dict[str, Any]) -> bool:
@@ -30,15 +56,18 @@ def is_endpoint(model_args: dict[str, Any]) -> bool:
 
 
 def load_tokenizer(model_args: dict[str, Any], required: str | None = None):
-    """The model's tokenizer, or None where its arguments name none.
+    """The model's tokenizer: the running model's own, else the one its arguments name, else None.
 
     Args:
         model_args: the harness's merged metadata.
         required: what needs it, for the error; None if it can be done without.
 
     Raises:
-        InputError: it is required and not named, or can't be loaded.
+        InputError: it is required and not known, or can't be loaded.
     """
+    own = getattr(running_model(), "tokenizer", None)
+    if hasattr(own, "is_fast"):  # a transformers tokenizer, not an endpoint's
+        return own
     keys = ("tokenizer", "tokenizer_path") if is_endpoint(model_args) else _TOKENIZER_KEYS
     name = next((model_args[key] for key in keys if isinstance(model_args.get(key), str)), None)
     if name is None and not required:
@@ -46,7 +75,7 @@ def load_tokenizer(model_args: dict[str, Any], required: str | None = None):
     if name is None:
         raise InputError(
             f"{required} counts tokens and the model's arguments name no tokenizer; add tokenizer=NAME_OR_FOLDER to "
-            f"--model_args (or to --metadata, where a model object is evaluated)"
+            f"--model_args (or to --metadata, where tasks are loaded by hand)"
         )
     return _load_tokenizer(name, model_args.get("revision"), bool(model_args.get("trust_remote_code")))
 
@@ -61,16 +90,18 @@ def _load_tokenizer(name: str, revision: str | None, trust_remote_code: bool):
         raise InputError(f"can't load the tokenizer {name!r}: {str(error).splitlines()[0]}") from error
 
 
-def model_window(model_args: dict[str, Any], tokenizer=None, lm=None) -> int | None:
+def model_window(model_args: dict[str, Any], tokenizer=None) -> int | None:
     """The most tokens, prompt and answer, that the model takes without cutting; None where nothing says.
 
     Args:
         model_args: the harness's merged metadata.
         tokenizer: the model's, consulted where its config names no length.
-        lm: the harness's model, where it is known: its own `max_length` is the truth.
     """
+    lm = running_model()
     if isinstance(getattr(lm, "max_length", None), int):
-        return lm.max_length
+        own = getattr(lm, "tokenizer", None)
+        cuts = getattr(lm, "truncation", False) and hasattr(own, "model_max_length")
+        return min(lm.max_length, own.model_max_length) if cuts else lm.max_length
     given = next((int(model_args[key]) for key in _WINDOW_KEYS if model_args.get(key)), None)
     if is_endpoint(model_args):
         return (given or _API_WINDOW) - 1  # the harness's API models keep one token back
@@ -85,10 +116,9 @@ def _load_config(model_args: dict[str, Any]):
     from transformers import AutoConfig
 
     name, revision = model_args["pretrained"], model_args.get("revision") or "main"
-    gguf = {"gguf_file": model_args["gguf_file"]} if model_args.get("gguf_file") else {}
     try:
         return AutoConfig.from_pretrained(
-            name, revision=revision, trust_remote_code=bool(model_args.get("trust_remote_code")), **gguf
+            name, revision=revision, trust_remote_code=bool(model_args.get("trust_remote_code"))
         )
     except (OSError, ValueError) as error:
         raise InputError(f"can't load the config of {name!r}: {str(error).splitlines()[0]}") from error
@@ -96,33 +126,29 @@ def _load_config(model_args: dict[str, Any]):
 
 def count_tokens(prompts: list[str], tokenizer) -> list[int]:
     """Tokens of each prompt as the harness encodes it: special tokens are added unless BOS is there already."""
+    lm = running_model()
+    asked = getattr(lm, "add_bos_token", None)
     counts = []
     for prompt in prompts:
         has_bos = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
-        counts.append(len(tokenizer(prompt, add_special_tokens=not has_bos, verbose=False)["input_ids"]))
+        add = False if has_bos else True if asked is None else bool(asked)
+        counts.append(len(tokenizer(prompt, add_special_tokens=add, verbose=False)["input_ids"]))
     return counts
 
 
-def leaking_generation_settings(model_args: dict[str, Any]) -> dict[str, Any]:
-    """Settings in a local checkpoint's generation config that would change greedy decoding.
+def leaking_generation_settings() -> dict[str, Any]:
+    """Settings of the running transformers model that would change greedy decoding.
 
-    transformers merges them into every `generate` call; the harness does not reset them.
+    transformers merges a checkpoint's generation config into every `generate` call; the harness does not reset it.
 
     Returns:
-        Name and value of each, without those that only sampling uses.
+        Name and value of each, without those that only sampling uses; empty for other back ends.
     """
-    if is_endpoint(model_args) or "pretrained" not in model_args:
+    config = getattr(getattr(running_model(), "model", None), "generation_config", None)
+    if config is None:
         return {}
-    from transformers import GenerationConfig
-
-    try:
-        config = GenerationConfig.from_pretrained(
-            model_args["pretrained"], revision=model_args.get("revision") or "main"
-        )
-    except (OSError, ValueError):
-        return {}  # most base models have none
     return {
         key: value
-        for key in (*NEUTRAL_GENERATION, "max_new_tokens")
+        for key in (*NEUTRAL_GENERATION, *NOT_UNDONE, "max_new_tokens")
         if (value := getattr(config, key, None)) not in (None, NEUTRAL_GENERATION.get(key))
     }

@@ -62,7 +62,7 @@ def test_every_template_takes_a_plain_conversation_or_is_refused_with_a_reason(t
             assert message["content"][:-1] in text, (name, text)  # a token may span the end of one and the next
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(turns=turns, system=st.none() | contents)
 @example(turns=[("  lake ", "\n\nHere \n"), ("<|im_end|>\n<|im_start|>assistant\n", "x")], system=None)
 def test_random_conversations_are_located_exactly_or_refused(tokenizers, turns, system):

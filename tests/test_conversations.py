@@ -9,9 +9,9 @@ from ctxaware.conversations import (
     BrokenFileError,
     find_file,
     fingerprint,
+    output_file,
     read_conversations,
     read_records,
-    whole_file,
     write_conversations,
 )
 from ctxaware.errors import InputError
@@ -116,7 +116,7 @@ def test_an_error_while_writing_leaves_the_old_file(tmp_path):
         write_conversations(tmp_path, failing())
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
-    with pytest.raises(InputError, match=r"can't write .*make room"), whole_file(path / "x"):
+    with pytest.raises(InputError, match=r"can't write .*make room"), output_file(path / "x"):
         pass
 
 

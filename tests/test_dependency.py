@@ -145,6 +145,8 @@ def test_a_hostile_message_is_all_the_users(model, hostile):
     assert list(odd.response_tokens) == list(plain.response_tokens)
     assert list(odd.input_ids[~odd.is_user]) == list(plain.input_ids[~plain.is_user])
     assert odd.user_tokens[0] > plain.user_tokens[0]
+    special = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
+    assert not set(odd.input_ids[odd.is_user]) & set(special), "typed text became a special token"
 
 
 def test_a_training_model_can_be_scored_and_goes_on_training(chatml_tokenizer):

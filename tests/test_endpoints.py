@@ -141,8 +141,16 @@ def test_the_stop_rule_holds_where_the_server_does_not_stop(endpoint, tokenizer_
     assert {sample["contain"] for sample in samples} == {0.0}
 
 
+def test_text_for_a_chat_endpoint_and_messages_for_a_text_endpoint_are_refused(endpoint, tokenizer_folder):
+    with pytest.raises(InputError, match="add --apply_chat_template"):
+        evaluate(endpoint, "local-chat-completions", "squad_contain", tokenizer_folder)
+    with pytest.raises(InputError, match="add tokenized_requests=True"):
+        evaluate(endpoint, "local-completions", "squad_contain", tokenizer_folder, True, tokenized_requests=False)
+    assert endpoint.requests == []
+
+
 def test_a_chat_endpoint_can_not_be_sent_a_prefix(endpoint, tokenizer_folder):
-    with pytest.raises(InputError, match="local-completions, which takes text"):
+    with pytest.raises(InputError, match=r"tokenized_requests=True"):
         evaluate(endpoint, "local-chat-completions", "nih_ctx_prefix", tokenizer_folder, template=True)
 
 

@@ -1,6 +1,9 @@
+import contextlib
 import json
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -108,7 +111,7 @@ def test_plans_that_say_nothing_are_refused(model_folder, base_folder, tmp_path)
 @pytest.mark.slow
 def test_kill_9_and_the_same_command_repeats_no_answer(model_folder, tmp_path):
     command = [sys.executable, "-m", "ctxaware", "gap", "--instruct", str(model_folder), "--source", "builtin"]
-    command += ["--grid", "4x4", "--max-context-length", "1200", "--tasks", "nih_ctx", "--device", "cpu"]
+    command += ["--grid", "4x4", "--max-context-length", "1200", "--tasks", "nih_ctx"]
     out = tmp_path / "gap"
     log = tmp_path / "log"
     with log.open("w") as stream:
@@ -120,12 +123,25 @@ def test_kill_9_and_the_same_command_repeats_no_answer(model_folder, tmp_path):
         time.sleep(0.5)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
+    with contextlib.closing(sqlite3.connect(out / "cache" / "instruct_rank0.db")) as database:
+        n_kept = database.execute("select count(*) from unnamed").fetchone()[0]
+    assert n_kept >= 16
     before = {f: f.stat().st_mtime_ns for f in first.rglob("*.jsonl")}
     again = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=True)
     assert {f: f.stat().st_mtime_ns for f in first.rglob("*.jsonl")} == before
-    assert "nih_ctx_prefix: settings used" in again.stderr  # the one with the template
-    assert again.stderr.count("settings used") <= 2
-    the_plan = gap.Plan(
-        {"instruct": str(model_folder)}, ("nih_ctx",), json.loads((out / "plan.json").read_text())["settings"]
-    )
-    assert again.stdout == gap.table(gap.run(the_plan, tmp_path / "whole")) + "\n"
+    assert sum(map(int, re.findall(r"Requests remaining: (\d+)", again.stderr))) == 3 * 16 - n_kept
+    the_plan = json.loads((out / "plan.json").read_text())
+    undisturbed = plan({"instruct": model_folder}, **the_plan["settings"])
+    assert again.stdout == gap.table(gap.run(undisturbed, tmp_path / "whole")) + "\n"
+
+
+def test_a_base_model_that_comes_later_is_added(model_folder, base_folder, tmp_path):
+    gap.run(plan({"instruct": model_folder}), tmp_path)
+    summary = gap.run(plan({"instruct": model_folder, "base": base_folder}), tmp_path)
+    assert "tuning effect" in summary["effects"]["nih_ctx"]
+    assert set(json.loads((tmp_path / "plan.json").read_text())["models"]) == {"instruct", "base"}
+
+
+def test_a_model_that_can_not_be_loaded_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="can't load --base /no/such/model"):
+        gap.run(plan({"base": "/no/such/model"}), tmp_path)

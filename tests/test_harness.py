@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-from functools import partial
 
+import numpy as np
 import pytest
 import tiny
 import yaml
@@ -13,9 +13,9 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from ctxaware.errors import InputError
-from ctxaware.harness import mean_by_key
 from ctxaware.indicator import add_indicator
-from ctxaware.needle import NEEDLES, PROMPT_TEMPLATES
+from ctxaware.metrics import mean_by_key
+from ctxaware.needle import PROMPT_TEMPLATES
 from ctxaware.settings import NeedleSettings, ReadingSettings
 from ctxaware.sources import CORPORA
 
@@ -123,6 +123,8 @@ def test_yaml_defaults_are_the_settings_defaults():
     [
         ({"max_context_lenght": 100}, "unknown setting 'max_context_lenght'.*did you mean 'max_context_length'"),
         ({"num_depth": 3}, "did you mean 'num_depths'"),
+        ({"depths": 3}, "did you mean 'num_depths'"),
+        ({"template": 3}, "did you mean 'prompt_template'"),
         ({"num_depths": "three"}, "num_depths must be a whole number, got 'three'"),
         ({"num_depths": 0}, "zero cells"),
         ({"prompt_template": 5}, "prompt_template must be in 1-4, got 5"),
@@ -167,72 +169,104 @@ def test_an_indicator_task_needs_the_token(model_folder):
             load(name, **SMALL, pretrained=str(model_folder))
 
 
-def test_a_prompt_past_the_window_is_refused_before_anything_is_generated(model_folder):
-    task = partial(load, "nih_ctx", source="builtin", num_context_lengths=2, num_depths=1, pretrained=str(model_folder))
-    lm = HFLM(pretrained=str(model_folder), device="cpu")
-    prompts(task(max_context_length=2048), lm, True)  # reserve is enough for template, question and answer
-    tight = task(max_context_length=2048, reserve=20)
-    for template in (True, False):
-        with pytest.raises(InputError, match=r"1 of 2 prompts do not fit the model's window of 2048.*raise reserve"):
-            prompts(tight, lm, template)
-    shorter = HFLM(pretrained=str(model_folder), device="cpu", max_length=500)
-    with pytest.raises(InputError, match="window of 500"):  # the model itself knows best
-        prompts(task(max_context_length=600), shorter, True)
-
-
-def test_a_window_is_filled_to_the_last_token_and_no_further(model_folder):
-    lm = HFLM(pretrained=str(model_folder), device="cpu")
-    load_one = partial(
-        load, "nih_ctx", source="builtin", num_context_lengths=1, num_depths=1, pretrained=str(model_folder)
+def run(lm, name, limit=4, template=False, **metadata):
+    manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
+    return simple_evaluate(
+        lm,
+        tasks=[name],
+        task_manager=manager,
+        limit=limit,
+        apply_chat_template=template,
+        log_samples=True,
+        bootstrap_iters=0,
     )
-    overhead = len(lm.tok_encode(prompts(load_one(max_context_length=600), lm, True)[0])) - 400
-    fits = 2048 - 50 - overhead
-    (prompt,) = prompts(load_one(max_context_length=2048, reserve=2048 - fits), lm, True)
-    assert abs(len(lm.tok_encode(prompt)) + 50 - 2048) <= 1
-    with pytest.raises(InputError, match="do not fit"):
-        prompts(load_one(max_context_length=2048, reserve=2048 - fits - 2), lm, True)
 
 
-def test_a_model_object_must_come_with_tokenizer_and_window(model_folder):
+ONE = {"source": "builtin", "num_context_lengths": 1, "num_depths": 1}
+
+
+@pytest.mark.parametrize("template", [False, True])
+def test_a_prompt_past_the_window_is_refused_before_anything_is_generated(model_folder, template, monkeypatch):
     lm = HFLM(pretrained=str(model_folder), device="cpu")
-    run = partial(simple_evaluate, model=lm, tasks=["nih_ctx"], limit=1, bootstrap_iters=0)
-    manager = partial(TaskManager, include_path=str(TASKS), include_defaults=False)
-    with pytest.raises(InputError, match="add tokenizer=NAME_OR_FOLDER"):
-        run(task_manager=manager(metadata=SMALL))
+    monkeypatch.setattr(lm, "generate_until", lambda *_: pytest.fail("something was generated"))
+    with pytest.raises(InputError, match=r"1 of 1 prompts do not fit the model's window of 2048.*raise reserve"):
+        run(lm, "nih_ctx", template=template, **ONE, max_context_length=2048, reserve=20)
+    with pytest.raises(InputError, match="max_context_length 4000 is past the model's window of 2048"):
+        # what metadata says of the window does not count where the model itself can be asked
+        run(lm, "nih_ctx", template=template, **ONE, max_context_length=4000, max_length=8000)
+    lm._max_length = 300
+    with pytest.raises(InputError, match="do not fit the model's window of 300"):
+        run(lm, "squad_contain", template=template, source="builtin", pretrained=str(model_folder))
+    lm._max_length, lm.truncation = None, True
+    monkeypatch.setattr(lm.tokenizer, "model_max_length", 200)  # the tokenizer cuts there
+    with pytest.raises(InputError, match="do not fit the model's window of 200"):
+        run(lm, "squad_contain", template=template, source="builtin")
+
+
+def test_without_a_running_model_its_arguments_tell_the_window(model_folder):
+    task = load("nih_ctx", **ONE, max_context_length=2048, reserve=20, pretrained=str(model_folder))
+    with pytest.raises(InputError, match="window of 2048"):
+        task.build_all_requests(limit=1)
+    task = load("nih_ctx", **ONE, max_context_length=2048, tokenizer=str(model_folder))
     with pytest.raises(InputError, match="add max_length=TOKENS"):
-        run(task_manager=manager(metadata={**SMALL, "tokenizer": str(model_folder)}))
-    results = run(task_manager=manager(metadata={**SMALL, "tokenizer": str(model_folder), "max_length": 2048}))
-    assert 0 <= results["results"]["nih_ctx"]["recall,none"] <= 1
+        task.build_all_requests(limit=1)
+
+
+@pytest.mark.parametrize("bos", [None, True])
+def test_a_window_is_filled_to_the_last_token_and_no_further(model_folder, bos):
+    lm = HFLM(pretrained=str(model_folder), device="cpu", add_bos_token=bos)
+    results = run(lm, "nih_ctx", template=True, **ONE, max_context_length=600)
+    overhead = len(lm.tok_encode(results["samples"]["nih_ctx"][0]["arguments"][0][0])) - 400
+    reserve = 50 + overhead  # nothing is left over
+    samples = run(lm, "nih_ctx", template=True, **ONE, max_context_length=2048, reserve=reserve)["samples"]["nih_ctx"]
+    assert len(lm.tok_encode(samples[0]["arguments"][0][0])) + 50 == 2048
+    with pytest.raises(InputError, match="do not fit"):
+        run(lm, "nih_ctx", template=True, **ONE, max_context_length=2048, reserve=reserve - 1)
+
+
+def test_a_model_object_needs_nothing_more(model_folder):
+    lm = HFLM(pretrained=str(model_folder), device="cpu")
+    assert 0 <= run(lm, "nih_ctx", **SMALL)["results"]["nih_ctx"]["recall,none"] <= 1
+
+
+def test_the_harness_s_request_cache_is_refused(model_folder):
+    task = load("nih_ctx", **SMALL, pretrained=str(model_folder))
+    with pytest.raises(InputError, match="leave out --cache_requests"):
+        task.build_all_requests(cache_requests=True)
+
+
+def test_a_template_that_drops_a_system_instruction_is_an_error(harness_model):
+    folder, lm = harness_model("GEMMA")
+    task = load("squad_contain", source="builtin", pretrained=str(folder))
+    with pytest.raises(InputError, match="takes no system message"):
+        prompts(task, lm, True, system_instruction="Be brief.")
 
 
 def test_a_checkpoints_generation_settings_do_not_leak(tmp_path):
     folder = tiny.save_model(tmp_path / "model", tiny.byte_level_tokenizer())
-    metadata = {**SMALL, "num_context_lengths": 1, "num_depths": 1, "pretrained": str(folder)}
 
-    def answers(settings):
+    def answer(settings):
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "pad_token_id": 2, **settings}))
         lm = HFLM(pretrained=str(folder), device="cpu")
-        manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
-        results = simple_evaluate(
-            model=lm, tasks=["nih_ctx"], task_manager=manager, log_samples=True, bootstrap_iters=0
-        )
-        return results["samples"]["nih_ctx"][0]["resps"][0][0]
+        return run(lm, "nih_ctx", **ONE, max_context_length=600)["samples"]["nih_ctx"][0]["resps"][0][0]
 
-    plain = answers({})
-    assert answers({"repetition_penalty": 1.9}) == plain
-    assert answers({"max_new_tokens": 70}).startswith(plain)
-    (folder / "generation_config.json").write_text(json.dumps({"max_new_tokens": 10}))
+    plain = answer({})
+    assert answer({"repetition_penalty": 1.9, "no_repeat_ngram_size": 2}) == plain
+    assert answer({"max_new_tokens": 70}).startswith(plain)
     with pytest.raises(InputError, match="stops after 10 tokens and 50 are needed"):
-        load("nih_ctx", **metadata)
+        answer({"max_new_tokens": 10})
+    with pytest.raises(InputError, match="sets suppress_tokens, which changes greedy decoding"):
+        answer({"suppress_tokens": [5, 6]})
 
 
-def test_an_answer_made_longer_by_the_checkpoint_is_cut_before_scoring(tmp_path):
+def test_an_answer_made_longer_by_the_checkpoint_is_cut_before_scoring(tmp_path, monkeypatch):
     folder = tiny.save_model(tmp_path / "model", tiny.byte_level_tokenizer())
     (folder / "generation_config.json").write_text(json.dumps({"max_new_tokens": 200}))
-    task = load("nih_ctx", **SMALL, pretrained=str(folder))
-    doc = task.dataset["test"][0]
-    assert task.process_results(doc, ["x " * 10 + "sandwich"])["recall"] > 0
-    assert task.process_results(doc, ["x " * 200 + "sandwich"])["recall"] == 0
+    lm = HFLM(pretrained=str(folder), device="cpu")
+    for n_words, recall in [(10, 1 / 7), (200, 0)]:
+        monkeypatch.setattr(lm, "generate_until", lambda requests, n=n_words: ["x " * n + "sandwich"] * len(requests))
+        results = run(lm, "nih_ctx", **ONE, max_context_length=600)["results"]["nih_ctx"]
+        assert results["recall,none"] == pytest.approx(recall)
 
 
 def test_scores_of_a_needle_task(model_folder):
@@ -255,6 +289,7 @@ def test_scores_of_a_reading_task_count_the_first_sentence_only(model_folder):
 
 def test_means_by_key_are_sorted_and_plain():
     assert mean_by_key([(800, 1.0), (200, 0.5), (200, 0.0)]) == {"200": 0.25, "800": 1.0}
+    assert mean_by_key([(1000100, 1.0), (1000101, 0.0), (5.3, 1.0)]) == {"5.3": 1.0, "1000100": 1.0, "1000101": 0.0}
 
 
 def test_a_group_of_the_users_own_with_our_task_in_it(model_folder, tmp_path):
@@ -280,8 +315,25 @@ def test_a_group_of_the_users_own_with_our_task_in_it(model_folder, tmp_path):
     )
 
 
-@pytest.mark.parametrize("number", PROMPT_TEMPLATES)
-def test_each_prompt_template_holds_document_and_question_on_lines_of_their_own(number):
-    text = PROMPT_TEMPLATES[number].format(context="<C>", question=NEEDLES["sf"].question)
-    assert "\n<C>\n" in text
-    assert text.endswith(NEEDLES["sf"].question)
+def test_the_four_prompt_templates_to_the_character():
+    filled = {n: template.format(context="<C>", question="<Q>") for n, template in PROMPT_TEMPLATES.items()}
+    helpful = "You are a helpful AI assistant that answers a question using only the provided"
+    assert filled == {
+        1: f"{helpful} document:\n<C>\nQuestion: <Q>",
+        2: f"{helpful} context:\n<C>\nQuestion: <Q>",
+        3: "Document:\n<C>\nAnswer the question according to the provided document: <Q>",
+        4: "Context:\n<C>\nAnswer the question according to the provided context: <Q>",
+    }
+
+
+def test_all_prompt_templates_in_one_task_with_their_spread(model_folder):
+    task = load("nih_ctx_prompts_prefix", **SMALL, pretrained=str(model_folder))
+    docs = list(task.dataset["test"])
+    assert [doc["prompt_template"] for doc in docs] == [n for n in (1, 2, 3, 4) for _ in range(4)]
+    assert task.doc_to_text(docs[-1]).startswith("Context:\n")
+    answers = {1: "eat a sandwich", 2: "", 3: "", 4: "eat"}
+    scores = [task.process_results(doc, [answers[doc["prompt_template"]]]) for doc in docs]
+    pairs = [score["recall_sd_over_prompts"] for score in scores]
+    means = [2 / 7, 0, 0, 1 / 7]
+    assert task.aggregation()["recall_by_prompt_template"](pairs) == dict(zip("1234", means, strict=True))
+    assert task.aggregation()["recall_sd_over_prompts"](pairs) == pytest.approx(np.std(means, ddof=1))

@@ -11,6 +11,7 @@ from ctxaware.needle import (
     NEEDLES,
     PROMPT_TEMPLATES,
     GridBuilder,
+    _warn_once,
     build_grid,
     grid_context_lengths,
     grid_depths,
@@ -77,6 +78,7 @@ def test_the_ends_open_and_close_the_text(tokenizer, haystack):
 def test_a_short_haystack_is_repeated_and_says_so_once(tokenizer, caplog):
     with caplog.at_level(logging.WARNING, logger="lm_eval.ctxaware"):
         logging.getLogger("lm_eval").propagate = True
+        _warn_once.cache_clear()
         docs = list(build_grid(tokenizer, "A short text. It ends.", SF, [200, 500], [0, 50, 100]))
     assert [count(tokenizer, d["context"]) for d in docs] == [200] * 3 + [500] * 3
     assert sum("repeated" in r.message for r in caplog.records) == 1
@@ -129,6 +131,7 @@ def test_a_needle_of_ones_own(tmp_path, suffix):
     [
         ({"needle": "The code is red.", "question": "?", "keywords": ["blue"]}, r"\['blue'\] do not occur"),
         ({"needle": "The code is red.", "question": "?", "keywords": []}, "must not be empty"),
+        ({"needle": "The code is red!", "question": "?", "keywords": ["!"]}, "do not occur as words"),
         ({"needle": "The code is red."}, "expected needle, question and keywords"),
         (["a list"], "expected needle, question and keywords"),
     ],

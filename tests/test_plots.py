@@ -35,6 +35,11 @@ def test_sample_files_are_found_by_task_and_read(tmp_path):
     (file,) = find_samples(path, "squad")
     assert file.rows() == [row]
     assert file.results() == {}
+    path.write_text(json.dumps({"doc": {"context": "One\u2028two"}}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert file.rows()[0]["doc"]["context"] == "One\u2028two"
+    path.write_text("")
+    with pytest.raises(InputError, match="is empty"):
+        file.rows()
     path.write_text('{"doc": {}')
     with pytest.raises(InputError, match="line 1: not whole JSON"):
         file.rows()

@@ -138,6 +138,11 @@ def test_hub_rows_in_a_jsonl_file(tmp_path):
             '{"data": [{"paragraphs": [{"qas": [{"id": 1}]}]}]}',
             r"data\[0\]\.paragraphs\[0\]\.qas\[0\]: expected.*'answers'",
         ),
+        ('{"data": [{"paragraphs": [{"context": "c", "qas": ["x"]}]}]}', r"qas\[0\]: expected an object"),
+        (
+            '{"data": [{"paragraphs": [{"context": "", "qas": [{"id": 1, "answers": [], "question": ""}]}]}]}',
+            "no answerable",
+        ),
         ('{"data": 3}', r"x\.json\.data: expected a list, got 3"),
         ('{"data": []}', "no answerable question"),
         (
@@ -174,3 +179,34 @@ def test_prompts_are_the_papers_to_the_character():
         assert prompt_template(name, "ultrachat") == ULTRACHAT == "{context} {question}"
     with pytest.raises(InputError, match="default or ultrachat, got 'chat'"):
         prompt_template("squad", "chat")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ('"5"', "expected an object with spans, number or date, got '5'"),
+        ('{"spans": "Paris"}', "spans: expected a list, got 'Paris'"),
+        ('{"date": "1999"}', "date: expected an object"),
+        ('{"spans": [], "number": "", "date": {}}', "no answerable question"),
+    ],
+)
+def test_a_bad_drop_answer_says_where(tmp_path, answer, message):
+    path = tmp_path / "drop.json"
+    path.write_text(
+        f'{{"p": {{"passage": "C.", "qa_pairs": [{{"query_id": "1", "question": "Q?", "answer": {answer}}}]}}}}'
+    )
+    with pytest.raises(InputError, match=message):
+        load_reading("drop", str(path))
+
+
+def test_texts_with_odd_line_ends_stay_one_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    row = HUB_ROWS["squad"][0] | {"context": "One\u2028two\u0085three."}
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n\n", encoding="utf-8")
+    assert load_reading("squad", str(path))[0]["context"] == row["context"]
+
+
+def test_a_file_that_is_not_utf_8_is_refused(tmp_path):
+    (tmp_path / "x.json").write_bytes(b'{"data": "caf\xe9"}')
+    with pytest.raises(InputError, match="not UTF-8 at byte 13"):
+        load_reading("squad", str(tmp_path / "x.json"))

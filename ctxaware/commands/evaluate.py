@@ -46,9 +46,12 @@ def heatmap(
         ctxaware heatmap results
     """
     from ctxaware import plots, samples
+    from ctxaware.errors import InputError
 
     for file in samples.find_samples(path, "nih_ctx"):
         rows, results = file.rows(), file.results()
+        if any("recall" not in row for row in rows):
+            raise InputError(f"{file.path} holds answers without recall; run the task again without --predict_only")
         docs = [row["doc"] for row in rows]
         model = results.get("model_name") or file.path.parent.name
         template = {True: "with chat template", False: "without chat template"}.get(
@@ -106,6 +109,10 @@ def gap(
         raise InputError(f"--model-backend must be hf or vllm, got {model_backend!r}")
     setup_logging()
     models = {"base": base, "instruct": instruct}
+    try:
+        arguments = simple_parse_args_string(model_args)
+    except ValueError as error:
+        raise InputError(f"--model-args must be name=value,name=value, got {model_args!r}") from error
     plan = gap_module.Plan(
         models={key: name for key, name in models.items() if name},
         tasks=tuple(dict.fromkeys(filter(None, tasks.split(",")))),
@@ -118,7 +125,7 @@ def gap(
             **({"haystack": haystack} if haystack else {}),
         },
         backend=model_backend,
-        model_args=simple_parse_args_string(model_args),
+        model_args=arguments,
         batch_size=batch_size,
         device=device,
     )

@@ -1,0 +1,238 @@
+"""MT-Bench: `ctxaware mt-bench answer | judge | show`."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+INCOMPLETE = 3  # exit code where the table is not whole
+
+app = typer.Typer()
+mt_bench = typer.Typer(
+    no_args_is_help=True,
+    help="Does a model still follow instructions? MT-Bench with FastChat's judge: answer, judge, show.",
+)
+app.add_typer(mt_bench, name="mt-bench")
+
+Data = Annotated[Path, typer.Option(help="A folder laid out as FastChat's llm_judge/data.", show_default=False)]
+BaseUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint, as http://localhost:8000/v1.")]
+KeyEnv = Annotated[
+    str | None,
+    typer.Option(
+        help="The environment variable with the endpoint's key; OPENAI_API_KEY without --base-url. It is never written."
+    ),
+]
+Parallel = Annotated[int, typer.Option(min=1, help="Calls to the endpoint at a time.")]
+
+
+@mt_bench.command("answer", short_help="Let a model answer the questions.")
+def answer_command(
+    model: Annotated[str, typer.Option(help="A folder or hub name; with --base-url the endpoint's name for it.")],
+    model_id: Annotated[str, typer.Option(help="The name under which it is judged and shown.")],
+    data_dir: Data,
+    out: Annotated[Path, typer.Option(help="The folder of answers and judgments.")],
+    indicator: Annotated[bool, typer.Option("--indicator", help="Append \\[IND] to both user turns.")] = False,
+    peft: Annotated[str | None, typer.Option(help="An adapter to put on the model: a folder or hub name.")] = None,
+    base_url: BaseUrl = None,
+    api_key_env: KeyEnv = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="With --base-url and --indicator: the folder of the served model's tokenizer.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of one answer; FastChat's limit is 1024.")] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions that a local model answers together.")] = 8,
+    parallel: Parallel = 1,
+    seed: Annotated[int, typer.Option(help="Of the sampled categories: writing, roleplay, stem, humanities.")] = 0,
+) -> None:
+    """Let a model answer the questions, in FastChat's answer format. Run it again after an interruption: it goes on.
+
+    \b
+    ctxaware mt-bench answer --model ./sft-vanilla --model-id vanilla --data-dir DATA --out mtb
+    ctxaware mt-bench answer --model ./sft-ind --model-id ind --indicator --data-dir DATA --out mtb
+    ctxaware mt-bench answer --model ./prepared --peft ./adapter --model-id lora --data-dir DATA --out mtb
+    ctxaware mt-bench answer --model my-model --base-url http://localhost:8000/v1 --parallel 8 ...
+
+    DATA holds mt_bench/question.jsonl of FastChat's repository (fastchat/llm_judge/data).
+    Exit code 3: some questions have no answer; what failed is in OUT/failures.
+    """
+    from ctxaware.errors import InputError
+    from ctxaware.mt_bench.answers import answer
+
+    if tokenizer and not base_url:
+        raise InputError("--tokenizer goes with --base-url; a local model brings its own")
+    with _progress("answers") as on_progress:
+        outcome = answer(
+            model,
+            model_id,
+            data_dir,
+            out,
+            tokenizer=tokenizer,
+            peft=peft,
+            indicator=indicator,
+            base_url=base_url,
+            api_key_env=api_key_env,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            parallel=parallel,
+            seed=seed,
+            on_progress=on_progress,
+        )
+    _report(outcome, "answers")
+
+
+@mt_bench.command("judge", short_help="Let a judge rate the answers.")
+def judge_command(
+    out: Annotated[Path, typer.Option(help="The folder that `answer` wrote to.")],
+    data_dir: Data,
+    judge_model: Annotated[str, typer.Option(help="The judge's name at the endpoint, as gpt-4.")],
+    base_url: BaseUrl = None,
+    api_key_env: KeyEnv = None,
+    parallel: Parallel = 1,
+    model_id: Annotated[
+        list[str] | None, typer.Option(help="A model to judge; can be repeated. All that have answers, if not given.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what it would cost, and one prompt a kind.")
+    ] = False,
+) -> None:
+    """Let a judge rate each answer from 1 to 10, by FastChat's own prompts and rules. Run it again after an
+    interruption: it gets the judgments that are missing, and no other.
+
+    \b
+    ctxaware mt-bench judge --out mtb --data-dir DATA --judge-model gpt-4 --dry-run
+    OPENAI_API_KEY=... ctxaware mt-bench judge --out mtb --data-dir DATA --judge-model gpt-4 --parallel 8
+    ctxaware mt-bench judge --out mtb --data-dir DATA --judge-model my-judge --base-url http://localhost:8000/v1
+
+    A call that failed, or a judgment without a usable rating, is never a score: it is kept in OUT/failures and tried
+    again next time. Exit code 3: judgments are missing.
+    """
+    if dry_run:
+        _print_dry_run(out, data_dir, judge_model, model_id)
+        return
+    from ctxaware.mt_bench.judge import judge
+
+    with _progress("judgments") as on_progress:
+        outcome = judge(
+            out,
+            data_dir,
+            judge_model,
+            model_ids=model_id,
+            base_url=base_url,
+            api_key_env=api_key_env,
+            parallel=parallel,
+            on_progress=on_progress,
+        )
+    _report(outcome, "judgments")
+
+
+@mt_bench.command("show", short_help="The table, and the paired difference of two models.")
+def show_command(
+    out: Annotated[Path, typer.Argument(help="The folder of answers and judgments.", show_default=False)],
+    judge_model: Annotated[str | None, typer.Option(help="Whose judgments; needed where there are several.")] = None,
+    model_id: Annotated[
+        list[str] | None, typer.Option(help="A model to show; can be repeated. The first of two is the base.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Where the PNG goes; beside the judgments, if not given.")
+    ] = None,
+) -> None:
+    """FastChat's own summary, averages by turn and category, flags, a picture, and of two models the paired difference.
+
+    \b
+    ctxaware mt-bench show mtb
+    ctxaware mt-bench show mtb --model-id vanilla --model-id ind --picture mt-bench.png
+
+    The difference is the second model minus the first, paired by question and turn, with a bootstrap interval.
+    Exit code 3: ratings are missing, and each average says how many.
+    """
+    from ctxaware.mt_bench.summary import Results
+
+    results = Results(out, judge_model, model_id)
+    print(results.fastchat_summary())
+    _print_tables(results)
+    for line in results.flags():
+        print(f"flag: {line}")
+    picture = picture or results.path.with_suffix(".png")
+    results.draw(picture)
+    print(f"picture: {picture}")
+    if not results.complete:
+        print(f"incomplete: {len(results.rows)} of {results.n_expected} ratings")
+        raise typer.Exit(INCOMPLETE)
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+def _report(outcome, what: str) -> None:
+    print(f"{outcome.n_done} of {outcome.n_expected} {what}, {outcome.n_new} of them new: {outcome.path}")
+    if outcome.n_failed:
+        print(f"{outcome.n_failed} failed: {outcome.failures}")
+    if outcome.stopped:
+        print(f"stopped early: {outcome.stopped}")
+    if not outcome.complete:
+        print("incomplete; run the same command again for what is missing")
+        raise typer.Exit(INCOMPLETE)
+
+
+def _print_dry_run(out: Path, data_dir: Path, judge_model: str, model_ids: list[str] | None) -> None:
+    from ctxaware.mt_bench.plan import dry_run
+
+    plan = dry_run(out, data_dir, judge_model, model_ids=model_ids)
+    for name, messages in plan.examples.items():
+        print(f"##### one prompt of {name}")
+        for message in messages:
+            print(f"--- {message['role']}\n{message['content']}")
+        print()
+    print(f"calls: {plan.n_calls} ({plan.n_done} judgments are there)")
+    print(f"prompt tokens: about {plan.n_prompt_tokens:,} (4 characters a token)")
+    output = f"at most {plan.max_output_tokens:,}"
+    if plan.n_output_tokens is not None:
+        output = f"about {plan.n_output_tokens:,} if they run as long as those that are there, {output}"
+    print(f"output tokens: {output}")
+
+
+def _print_tables(results) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if Console().is_terminal else 140, highlight=False)
+    groups = [("all", {}), ("turn 1", {"turn": 1}), ("turn 2", {"turn": 2})]
+    groups += [(category, {"category": category}) for category in results.categories]
+    pair = results.models if len(results.models) == 2 else None
+    table = Table("average rating", *results.models, *(["difference [95% interval], pairs"] if pair else []))
+    for name, which in groups:
+        cells = [_cell(results.cell(model, **which)) for model in results.models]
+        if pair:
+            cells.append(_difference(results.difference(pair[1], pair[0], **which)))
+        table.add_row(*map(Text, (name, *cells)))  # as it is: brackets are no markup
+    console.print(table)
+    if pair:
+        print(f"difference: {pair[1]} minus {pair[0]}, paired by question and turn; bootstrap over questions")
+
+
+def _cell(cell) -> str:
+    return f"{'none' if cell.mean is None else f'{cell.mean:.2f}'} ({cell.n_scored}/{cell.n_expected})"
+
+
+def _difference(difference) -> str:
+    if difference.mean is None:
+        return f"none (0/{difference.n_expected})"
+    interval = "none" if difference.low is None else f"{difference.low:+.2f}, {difference.high:+.2f}"
+    return f"{difference.mean:+.2f} [{interval}] ({difference.n_pairs}/{difference.n_expected})"

@@ -1,0 +1,149 @@
+"""Everything of FastChat that we rely on, checked to be there, and its judge made to call an endpoint of ours."""
+
+import contextlib
+import glob
+import importlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+from ctxaware.errors import InputError
+from ctxaware.mt_bench.store import sha256_of_file
+
+SEAMS = {
+    "fastchat.conversation": ("get_conv_template",),
+    "fastchat.llm_judge.common": (
+        "NEED_REF_CATS",
+        "OPENAI_MODEL_LIST",
+        "chat_completion_openai",
+        "check_data",
+        "get_conversation_template",
+        "load_judge_prompts",
+        "load_model_answers",
+        "load_questions",
+        "one_score_pattern",
+        "one_score_pattern_backup",
+        "play_a_match_single",
+        "temperature_config",
+    ),
+    "fastchat.llm_judge.gen_judgment": ("make_judge_single", "make_match_single"),
+    "fastchat.llm_judge.show_result": ("display_result_single",),
+}
+
+RELEASED_SHA256 = {  # FastChat's data as released
+    "mt_bench/question.jsonl": "119565adbab82227089cefdb44c8d7e2cf04dc0a0ec233634c82e7d4e2a944f7",
+    "judge_prompts.jsonl": "fd283293406d024f44c174b094ef48031d0687a4682fd3a56b29b138f80281b6",
+    "mt_bench/reference_answer/gpt-4.jsonl": "f957a5bc977badb66885ec970e6cd08527845780313f0995764260e5777b9b3f",
+}
+QUESTIONS, PROMPTS, REFERENCES = RELEASED_SHA256
+
+
+def load_fastchat() -> SimpleNamespace:
+    """FastChat's names of `SEAMS`, in one namespace.
+
+    Raises:
+        InputError: FastChat or something that it needs is not installed, or a name is gone.
+    """
+    found = {}
+    for module_name, names in SEAMS.items():
+        try:
+            with warnings.catch_warnings():  # its regular expressions have invalid escapes
+                warnings.simplefilter("ignore", SyntaxWarning)
+                module = importlib.import_module(module_name)
+        except ImportError as error:
+            raise InputError(f"MT-Bench needs FastChat ({error}): pip install 'ctxaware[mt-bench]'") from error
+        missing = [name for name in names if not hasattr(module, name)]
+        if missing:
+            raise InputError(f"this release of fschat has no {module_name}.{missing[0]}; pip install 'fschat==0.2.36'")
+        found |= {name: getattr(module, name) for name in names}
+    return SimpleNamespace(**found)
+
+
+@contextlib.contextmanager
+def judging_through(chat: Callable, judge_model: str) -> Iterator[None]:
+    """For the length of a run FastChat's judge calls `chat(model, conv, temperature, max_tokens)` for any judge's name.
+
+    Replaces three globals of `fastchat.llm_judge.common`, and its `print`, which would write a line a judgment.
+    """
+    common = importlib.import_module("fastchat.llm_judge.common")
+    template = load_fastchat().get_conv_template
+    replaced = {
+        "OPENAI_MODEL_LIST": (judge_model,),
+        "chat_completion_openai": chat,
+        "get_conversation_template": lambda _: template("chatgpt"),
+        "print": lambda *_, **__: None,
+    }
+    saved = {name: vars(common)[name] for name in replaced if name in vars(common)}
+    vars(common).update(replaced)
+    try:
+        yield
+    finally:
+        for name in replaced.keys() - saved.keys():
+            del vars(common)[name]
+        vars(common).update(saved)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What FastChat's `llm_judge/data` holds.
+
+    Attributes:
+        questions: `question_id`, `category`, `turns` each.
+        sha256: of each file that was read, by its path in the folder.
+        prompts: the judge's, by name; empty where not asked for.
+        references: reference answers by question id; empty where not asked for.
+    """
+
+    questions: list[dict]
+    sha256: dict[str, str]
+    prompts: dict[str, dict]
+    references: dict[int, dict]
+
+
+def load_bench(fastchat: SimpleNamespace, data_dir: Path, for_judge: bool = False) -> Bench:
+    """Read the questions, and for the judge its prompts and reference answers, with FastChat's own functions.
+
+    Raises:
+        InputError: a file is missing, or isn't what FastChat reads.
+    """
+    names = tuple(RELEASED_SHA256) if for_judge else (QUESTIONS,)
+    for name in names:
+        if not (data_dir / name).is_file():
+            raise InputError(
+                f"--data-dir {data_dir} has no {name}; pass a folder laid out as fastchat/llm_judge/data in FastChat's "
+                f"repository (https://github.com/lm-sys/FastChat)"
+            )
+    prompts, references = {}, {}
+    with reading(data_dir):
+        questions = fastchat.load_questions(str(data_dir / QUESTIONS), None, None)
+        for question in questions:
+            if not question["turns"] or not isinstance(question["category"], str):
+                raise ValueError(f"question {question['question_id']} has no turns or no category")
+        if for_judge:
+            prompts = fastchat.load_judge_prompts(str(data_dir / PROMPTS))
+            references = load_answers(fastchat, (data_dir / REFERENCES).parent)["gpt-4"]
+    ids = [question["question_id"] for question in questions]
+    if not ids or len(set(ids)) < len(ids):
+        raise InputError(f"{data_dir / QUESTIONS} has no questions, or a question_id twice")
+    return Bench(questions, {name: sha256_of_file(data_dir / name) for name in names}, prompts, references)
+
+
+def load_answers(fastchat: SimpleNamespace, folder: Path) -> dict[str, dict[int, dict]]:
+    """FastChat's `load_model_answers`: model → question id → answer row. It globs, so the folder is escaped for it."""
+    with reading(folder):
+        return fastchat.load_model_answers(glob.escape(str(folder)))
+
+
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """FastChat's readers raise whatever a bad line makes them raise."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        message = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"FastChat can't read the JSONL files in {folder} ({message}); restore them, or run mt-bench answer again, "
+            f"which mends an answer file's torn last line"
+        ) from error

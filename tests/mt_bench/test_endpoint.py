@@ -1,0 +1,169 @@
+import json
+import time
+
+import pytest
+
+from ctxaware.errors import InputError
+from ctxaware.mt_bench.endpoint import MAX_FAILED_IN_A_ROW, CallFailed, connect, run_all
+from mt_bench.server import Say
+
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+def chat(server, **kwargs):
+    endpoint = connect(server.url, None, **{"max_retries": 2, "timeout_seconds": 5, **kwargs})
+    return endpoint.chat("judge", MESSAGES, temperature=0, max_tokens=7)
+
+
+def test_a_reply_carries_the_text_the_model_and_the_count(server):
+    reply = chat(server)
+    assert (reply.text, reply.model, reply.n_tokens) == ("Good. Rating: [[7]]", "judge-2026-01-01", 5)
+    assert server.bodies == [{"model": "judge", "messages": MESSAGES, "n": 1, "temperature": 0, "max_tokens": 7}]
+
+
+@pytest.mark.parametrize(
+    "say",
+    [Say(status=500), Say(status=503), Say(status=429), Say(cut=True), Say(wait_seconds=1.0)],
+    ids=["500", "503", "429", "cut", "timeout"],
+)
+def test_a_call_that_fails_once_is_repeated(server, say):
+    server.reply = lambda _: say if len(server.bodies) == 1 else Say()
+    assert chat(server, timeout_seconds=0.5).text == "Good. Rating: [[7]]"
+    assert len(server.bodies) == 2
+
+
+@pytest.mark.parametrize(
+    ("say", "kind", "n_requests"),
+    [
+        (Say(status=500), "http_500", 3),
+        (Say(status=429), "http_429", 3),
+        (Say(cut=True), "connection", 3),
+        (Say(wait_seconds=1.0), "timeout", 3),
+        (Say(status=400), "http_400", 1),
+        (Say(text=None), "empty", 1),
+        (Say(text=" \n"), "empty", 1),
+        (Say(text=None, message={"refusal": "I can't"}), "refused", 1),
+        (Say(finish_reason="content_filter"), "refused", 1),
+        (Say(body=b'{"choices": []}'), "bad_response", 1),
+        (Say(body=b'{"choices": null}'), "bad_response", 1),
+        (Say(body=b"<html>gateway</html>"), "bad_response", 1),
+        (Say(body=b"<html>gateway</html>", headers={"Content-Type": "text/html"}), "bad_response", 1),
+        (Say(body=b"[]"), "bad_response", 1),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_gives_no_text_is_a_failure_after_a_bounded_number_of_tries(server, say, kind, n_requests):
+    server.reply = lambda _: say
+    with pytest.raises(CallFailed) as failed:
+        chat(server, timeout_seconds=0.3)
+    assert failed.value.kind == kind
+    assert len(server.bodies) == n_requests
+
+
+def test_retry_after_is_waited_for(server):
+    server.reply = lambda _: Say(status=429, headers={"Retry-After": "1"}) if len(server.bodies) == 1 else Say()
+    chat(server)
+    assert 1.0 <= server.times[1] - server.times[0] < 3.0
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_refused_key_or_an_unknown_model_ends_the_run(server, status):
+    server.reply = lambda _: Say(status=status)
+    with pytest.raises(InputError, match=str(status)):
+        chat(server)
+    assert len(server.bodies) == 1
+
+
+def test_the_key_is_sent_and_never_told(server, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-very-secret-key")
+    endpoint = connect(server.url, "MY_KEY", max_retries=0)
+    echo = json.dumps({"error": {"message": "bad key sk-very-secret-key"}}).encode()
+    server.reply = lambda _: Say(status=400, body=echo)
+    with pytest.raises(CallFailed) as failed:
+        endpoint.chat("judge", MESSAGES, 0, 7)
+    assert "sk-very-secret-key" not in f"{failed.value} {endpoint}"
+    assert server.headers[0]["authorization"] == "Bearer sk-very-secret-key"
+    server.reply = lambda _: Say(text="your key is sk-very-secret-key [[5]]")
+    assert endpoint.chat("judge", MESSAGES, 0, 7).text == "your key is [key] [[5]]"
+
+
+def test_openai_s_key_does_not_go_to_another_endpoint(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret-key")
+    chat(server)
+    assert "sk-very-secret-key" not in str(server.headers)
+
+
+def test_another_default_url_in_the_environment_is_not_taken_unseen(monkeypatch, server):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret-key")
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    assert connect(None, None).base_url == "https://api.openai.com/v1"
+
+
+@pytest.mark.parametrize(
+    ("url", "variable", "says"),
+    [
+        ("http://user:secret@localhost/v1", None, "must hold no key"),
+        ("http://localhost/v1?key=secret", None, "must hold no key"),
+        ("localhost:8000", None, "no http"),
+        (None, None, "OPENAI_API_KEY is not set"),
+        ("http://localhost/v1", "NO_SUCH_KEY", "NO_SUCH_KEY is not set"),
+    ],
+)
+def test_bad_settings_are_told(url, variable, says, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(InputError, match=says) as error:
+        connect(url, variable)
+    assert "secret" not in str(error.value)
+
+
+def test_run_all_hands_each_result_over_in_this_thread_and_runs_in_parallel():
+    import threading
+
+    here, seen = threading.get_ident(), []
+    barrier = threading.Barrier(4, timeout=5)  # breaks unless four run at once
+
+    def done(task, result, failure):
+        assert threading.get_ident() == here
+        seen.append((task, result, failure))
+
+    def work(task):
+        barrier.wait()
+        return task * 10
+
+    assert run_all(range(8), work, done, parallel=4) is None
+    assert sorted(seen) == [(i, i * 10, None) for i in range(8)]
+
+
+def test_run_all_stops_where_nobody_is_there_and_says_why():
+    done = []
+
+    def work(task):
+        raise CallFailed("connection", "refused", is_endpoint=True)
+
+    stopped = run_all(range(100), work, lambda *result: done.append(result))
+    assert "refused" in stopped
+    assert len(done) == MAX_FAILED_IN_A_ROW
+
+
+def test_run_all_goes_on_where_only_the_judgments_are_bad():
+    done = []
+
+    def work(task):
+        raise CallFailed("no_rating", "none")
+
+    assert run_all(range(30), work, lambda *result: done.append(result)) is None
+    assert len(done) == 30
+
+
+def test_run_all_keeps_what_was_on_its_way_when_a_call_ends_the_run():
+    done = []
+
+    def work(task):
+        if task == 0:
+            raise InputError("wrong key")
+        time.sleep(0.2)
+        return task
+
+    with pytest.raises(InputError, match="wrong key"):
+        run_all(range(50), work, lambda task, result, failure: done.append(result), parallel=3)
+    assert sorted(done) == [1, 2]
