@@ -67,8 +67,8 @@ def test_kill_9_and_the_same_command_give_the_same_weights(data, tmp_path, metho
     if method == "qlora":
         pytest.importorskip("bitsandbytes")
     base = prepared_base(tmp_path / "base", hidden_size=64)
-    # on the CPU bitsandbytes repacks 4-bit weights for a forward pass in evaluation mode, and training goes on with
-    # what it unpacks: after scoring, a run that was not interrupted differs in the last bits from one that was
+    # on the CPU bitsandbytes packs 4-bit weights for a forward pass in evaluation mode and does not unpack them
+    # exactly: after scoring with the model in training, a run that was not interrupted differs from one that was
     chosen = ("--seed_model", str(base), "--score_layer", "1") if method == "qlora" else RESCORED
     more = (*METHODS[method], *RESUMABLE, *chosen, "--threshold", "0.3")
     whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"

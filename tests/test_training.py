@@ -49,7 +49,9 @@ def run(base, data, out, *more, scores=None):
     if selection:
         selection.attach(trainer)
     training.train_and_save(trainer, args)
-    return weights(trainer.model), trainer
+    # of a 4-bit model on the CPU, taking the state after a forward pass in evaluation mode changes the weights
+    # (bitsandbytes packs them for that pass and does not unpack them exactly)
+    return None if args.model.load_in_4bit else weights(trainer.model), trainer
 
 
 def weights(model):
