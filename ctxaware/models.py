@@ -8,7 +8,7 @@ from ctxaware.errors import InputError
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def load_tokenizer(name: str, revision: str | None = None):
+def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False):
     """A transformers tokenizer.
 
     Raises:
@@ -16,10 +16,10 @@ def load_tokenizer(name: str, revision: str | None = None):
     """
     from transformers import AutoTokenizer
 
-    return _loaded(AutoTokenizer, "tokenizer", name, revision=revision)
+    return _loaded(AutoTokenizer, "tokenizer", name, revision=revision, trust_remote_code=trust_remote_code)
 
 
-def load_config(name: str, revision: str | None = None):
+def load_config(name: str, revision: str | None = None, trust_remote_code: bool = False):
     """A model's configuration: what can be known before its weights are loaded.
 
     Raises:
@@ -27,7 +27,7 @@ def load_config(name: str, revision: str | None = None):
     """
     from transformers import AutoConfig
 
-    return _loaded(AutoConfig, "model", name, revision=revision)
+    return _loaded(AutoConfig, "model", name, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def load_model(name: str, revision: str | None, dtype, device):

@@ -4,14 +4,11 @@ The harness does not hand its model to a task. `running_model` finds it in the e
 way; where there is none (tasks loaded by hand), the model's arguments are read as the back ends read them.
 """
 
-import functools
-import logging
 import sys
 from typing import Any
 
+from ctxaware import models
 from ctxaware.errors import InputError
-
-logger = logging.getLogger("lm_eval.ctxaware")
 
 _TOKENIZER_KEYS = ("tokenizer", "tokenizer_path", "pretrained", "model")  # hf, vllm; sglang; API back ends
 _WINDOW_KEYS = ("max_length", "max_model_len", "context_length")  # hf and API; vllm; sglang
@@ -77,17 +74,7 @@ def load_tokenizer(model_args: dict[str, Any], required: str | None = None):
             f"{required} counts tokens and the model's arguments name no tokenizer; add tokenizer=NAME_OR_FOLDER to "
             f"--model_args (or to --metadata, where tasks are loaded by hand)"
         )
-    return _load_tokenizer(name, model_args.get("revision"), bool(model_args.get("trust_remote_code")))
-
-
-@functools.lru_cache(maxsize=4)
-def _load_tokenizer(name: str, revision: str | None, trust_remote_code: bool):
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise InputError(f"can't load the tokenizer {name!r}: {str(error).splitlines()[0]}") from error
+    return models.load_tokenizer(name, model_args.get("revision"), bool(model_args.get("trust_remote_code")))
 
 
 def model_window(model_args: dict[str, Any], tokenizer=None) -> int | None:
@@ -109,19 +96,8 @@ def model_window(model_args: dict[str, Any], tokenizer=None) -> int | None:
         return given
     from lm_eval.models.utils import resolve_max_length
 
-    return resolve_max_length(_load_config(model_args), tokenizer)
-
-
-def _load_config(model_args: dict[str, Any]):
-    from transformers import AutoConfig
-
-    name, revision = model_args["pretrained"], model_args.get("revision") or "main"
-    try:
-        return AutoConfig.from_pretrained(
-            name, revision=revision, trust_remote_code=bool(model_args.get("trust_remote_code"))
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"can't load the config of {name!r}: {str(error).splitlines()[0]}") from error
+    name, trust = model_args["pretrained"], bool(model_args.get("trust_remote_code"))
+    return resolve_max_length(models.load_config(name, model_args.get("revision"), trust), tokenizer)
 
 
 def count_tokens(prompts: list[str], tokenizer) -> list[int]:

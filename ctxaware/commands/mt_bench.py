@@ -163,20 +163,20 @@ def show_command(
 
 @contextlib.contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    """`on_progress(done, total)`; what was done before this run is no part of the estimate."""
+    from ctxaware.progress import progress_bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+    with contextlib.ExitStack() as stack:
+        advance, seen = None, 0
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal advance, seen
+            if advance is None:
+                advance, seen = stack.enter_context(progress_bar(what, total - done)), done
+            advance(done - seen, 0)
+            seen = done
+
+        yield on_progress
 
 
 def _report(outcome, what: str) -> None:
