@@ -335,5 +335,22 @@ def test_all_prompt_templates_in_one_task_with_their_spread(model_folder):
     scores = [task.process_results(doc, [answers[doc["prompt_template"]]]) for doc in docs]
     pairs = [score["recall_sd_over_prompts"] for score in scores]
     means = [2 / 7, 0, 0, 1 / 7]
-    assert task.aggregation()["recall_by_prompt_template"](pairs) == dict(zip("1234", means, strict=True))
+    by_prompt = task.aggregation()["recall_by_prompt_template"](pairs)
+    assert by_prompt == {"1": 0.2857, "2": 0.0, "3": 0.0, "4": 0.1429}
     assert task.aggregation()["recall_sd_over_prompts"](pairs) == pytest.approx(np.std(means, ddof=1))
+
+
+def test_the_groups_are_the_four_tasks_and_the_mean_of_their_scores(harness_model):
+    _, lm = harness_model("ZEPHYR")
+    for group, suffix in [("ctxaware", ""), ("ctxaware_ind", "_ind")]:
+        found = run(lm, group, limit=1, template=True, **SMALL)["results"]
+        tasks = [f"{task}{suffix}" for task in ("nih_ctx", "squad_contain", "quac_contain", "drop_contain")]
+        assert set(found) == {group, *tasks}
+        assert found[group]["score,none"] == pytest.approx(np.mean([found[task]["score,none"] for task in tasks]))
+
+
+def test_drop_also_asks_for_every_span(model_folder):
+    task = load("drop_contain", source="builtin", pretrained=str(model_folder))
+    scores = task.process_results({"answers": ["Paris", "Rome"]}, ["Only Rome"])
+    assert (scores["contain"], scores["contain_all"]) == (1.0, 0.0)
+    assert task.process_results({"answers": ["Paris", "Rome"]}, ["Rome, Paris"])["contain_all"] == 1.0
