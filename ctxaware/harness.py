@@ -5,6 +5,7 @@ prefix on templates that refuse a closing assistant message, the check of every 
 model's window before anything is generated, and the indicator.
 """
 
+import abc
 import logging
 import math
 from collections.abc import Sequence
@@ -84,13 +85,13 @@ class ContextTask(ConfigurableTask):
                 f"tokens and {generation_kwargs['max_gen_toks']} are needed; remove max_new_tokens from that file"
             )
 
+    @abc.abstractmethod
     def make_docs(self) -> list[dict]:
         """The documents."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def user_text(self, doc: dict) -> str:
         """The user's message, before the indicator."""
-        raise NotImplementedError
 
     def doc_to_text(self, doc, doc_to_text=None) -> str:
         """The user's message as it is sent; special tokens typed in the data stay text."""

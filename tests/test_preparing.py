@@ -1,12 +1,12 @@
 """prepare, on each data set as it is really released."""
 
 import json
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from chats import CHATML, make_tokenizer
+from shared_data import SHARED, needs_samples
 
 from ctxaware.conversations import read_conversations
 from ctxaware.errors import InputError
@@ -25,7 +25,7 @@ SHAREGPT = [
     {"id": "a_1", "conversations": [{"from": "human", "value": "Why?"}, {"from": "bing", "value": "So."}]},
     {"id": "b", "conversations": []},
 ]
-REAL = Path("/work/shared/data/sharegpt_sample.json")
+REAL = SHARED / "sharegpt_sample.json"
 
 
 def test_sharegpt_json_with_statistics(tmp_path):
@@ -116,7 +116,7 @@ def test_nothing_left_is_an_error_and_leaves_no_file(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.skipif(not REAL.is_file(), reason="the real sample is not here")
+@needs_samples
 def test_the_real_sample(tmp_path):
     told = prepare_dataset(PrepareRun(str(REAL), "sharegpt", tmp_path / "out"))
     assert (told["records"], told["conversations"]) == (400, 391)

@@ -1,15 +1,12 @@
 import json
-from pathlib import Path
 
 import datasets
 import pytest
+from shared_data import SHARED, needs_samples
 
 from ctxaware.errors import InputError
 from ctxaware.metrics import contains_any, contains_substring
 from ctxaware.reading import DATASETS, ULTRACHAT, load_reading, prompt_template
-
-SHARED = Path(__file__).parents[2] / "shared" / "data"
-needs_samples = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the folder of real samples beside the checkout")
 
 
 @pytest.mark.parametrize(("name", "at_least", "passages"), [("squad", 60, 20), ("quac", 20, 20), ("drop", 40, 10)])

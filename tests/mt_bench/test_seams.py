@@ -1,6 +1,7 @@
 import importlib
 
 import pytest
+from shared_data import SHARED, needs_samples
 
 from ctxaware.errors import InputError
 from ctxaware.mt_bench import seams
@@ -69,12 +70,8 @@ def test_the_globals_are_restored_also_after_an_error():
     assert vars(common) == before
 
 
+@needs_samples
 def test_the_released_files_hash_to_what_we_call_released():
-    from pathlib import Path
-
-    folder = Path("/work/shared/data")
-    if not folder.exists():
-        pytest.skip("FastChat's data is not here")
-    bench = seams.load_bench(seams.load_fastchat(), folder, for_judge=True)
+    bench = seams.load_bench(seams.load_fastchat(), SHARED, for_judge=True)
     assert bench.sha256 == seams.RELEASED_SHA256
     assert (len(bench.questions), len(bench.references)) == (80, 30)
