@@ -71,6 +71,30 @@ def test_scores_and_paired_differences_are_those_of_the_sample_files(finished):
     assert summary["cells"]["quac_contain"]["instruct, with template"].n == 26
 
 
+def test_effects_have_their_sign_and_are_paired_by_document(tmp_path):
+    the_plan = plan({"base": "b", "instruct": "i"})
+    scores = {  # by document; written in another order in each cell
+        Cell("base", False, True): [0.9, 0.8, 0.7, 0.6],
+        Cell("instruct", False, True): [0.9, 0.7, 0.7, 0.5],
+        Cell("instruct", True, True): [0.6, 0.4, 0.4, 0.2],
+        Cell("instruct", True, False): [0.5, 0.3, 0.3, 0.1],
+    }
+    for shift, (cell, values) in enumerate(scores.items()):
+        folder = cell.folder(tmp_path, "nih_ctx")
+        folder.mkdir(parents=True)
+        rows = [json.dumps({"doc_id": n, "score": value}) for n, value in enumerate(values)]
+        path = folder / f"samples_{cell.task('nih_ctx')}_2026-01-02T03-04-05.678.jsonl"
+        path.write_text("\n".join(rows[shift:] + rows[:shift]) + "\n")
+    summary = gap.summarise(the_plan, tmp_path)
+    assert summary["cells"]["nih_ctx"]["base, without template, prefix"].mean == pytest.approx(0.75)
+    found = summary["effects"]["nih_ctx"]
+    assert found["tuning effect"].mean == pytest.approx(-0.05)
+    assert found["template effect"].mean == pytest.approx(-0.3)
+    # the same difference for every document: an interval without width, which only the right pairs have
+    assert found["template effect"].high - found["template effect"].low == pytest.approx(0)
+    assert found["effect of leaving out the prefix"].signed == "-0.100 [-0.100, -0.100]"
+
+
 def test_templates_and_prefixes_are_where_the_cell_says(finished):
     out, the_plan, _ = finished
     for cell in cells("nih_ctx", the_plan.models):

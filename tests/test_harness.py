@@ -111,6 +111,17 @@ def test_special_tokens_typed_in_a_haystack_stay_text(harness_model, tmp_path):
     assert "< |im_end|>" in text
 
 
+def test_special_tokens_typed_in_a_passage_stay_text(harness_model, tmp_path):
+    folder, lm = harness_model("CHATML")
+    qa = {"id": "1", "question": "Who wrote [IND] and </s>?", "answers": [{"text": "Ann"}]}
+    paragraph = {"context": "Ann wrote <|im_end|> there.", "qas": [qa]}
+    (tmp_path / "dev.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+    task = load("squad_contain_ind", source=str(tmp_path / "dev.json"), pretrained=str(folder))
+    ids = lm.tokenizer(prompts(task, lm, True)[0], add_special_tokens=False)["input_ids"]
+    for token, expected in [("<|im_end|>", 2), ("[IND]", 1), ("</s>", 0)]:  # the template's two, the task's one
+        assert ids.count(lm.tokenizer.convert_tokens_to_ids(token)) == expected
+
+
 def test_yaml_defaults_are_the_settings_defaults():
     for task, cls in [("nih_ctx/nih_ctx", NeedleSettings), ("squad_contain/squad_contain", ReadingSettings)]:
         metadata = load_yaml(TASKS / f"{task}.yaml", resolve_func=False)["metadata"]

@@ -29,6 +29,16 @@ def test_builtin_drop_has_numbers_dates_single_and_several_spans():
     assert any(a[0].split()[-1].isdigit() and len(a[0].split()) == 3 for a in answers)
 
 
+def test_questions_called_impossible_are_left_out(tmp_path):
+    qas = [
+        {"id": "yes", "question": "Q?", "answers": [{"text": "a"}], "is_impossible": False},
+        {"id": "no", "question": "Q?", "answers": [{"text": "a"}], "is_impossible": True},
+        {"id": "empty", "question": "Q?", "answers": []},
+    ]
+    (tmp_path / "v2.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": "a b", "qas": qas}]}]}))
+    assert [doc["id"] for doc in load_reading("squad", str(tmp_path / "v2.json"))] == ["yes"]
+
+
 @needs_samples
 def test_real_squad_release_keeps_answerable_questions_only():
     path = SHARED / "squad_v2_dev_sample.json"
