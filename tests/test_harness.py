@@ -303,7 +303,7 @@ def test_means_by_key_are_sorted_and_plain():
     assert mean_by_key([(1000100, 1.0), (1000101, 0.0), (5.3, 1.0)]) == {"5.3": 1.0, "1000100": 1.0, "1000101": 0.0}
 
 
-def test_a_group_of_the_users_own_with_our_task_in_it(model_folder, tmp_path):
+def test_a_group_of_the_users_own_with_our_task_in_it(model_folder, tmp_path, monkeypatch):
     (tmp_path / "suite.yaml").write_text(
         yaml.safe_dump(
             {
@@ -319,7 +319,9 @@ def test_a_group_of_the_users_own_with_our_task_in_it(model_folder, tmp_path):
         metadata={**SMALL, "pretrained": str(model_folder)},
     )
     lm = HFLM(pretrained=str(model_folder), device="cpu", batch_size=4)
+    monkeypatch.setattr(lm, "generate_until", lambda requests: ["eat a sandwich"] * len(requests))
     results = simple_evaluate(model=lm, tasks=["my_suite"], task_manager=manager, limit=2, bootstrap_iters=0)
+    assert results["results"]["nih_ctx"]["score,none"] == pytest.approx(2 / 7)
     assert set(results["results"]) == {"my_suite", "nih_ctx", "squad_contain"}
     assert results["groups"]["my_suite"]["score,none"] == pytest.approx(
         (results["results"]["nih_ctx"]["score,none"] + results["results"]["squad_contain"]["score,none"]) / 2
@@ -351,10 +353,12 @@ def test_all_prompt_templates_in_one_task_with_their_spread(model_folder):
     assert task.aggregation()["recall_sd_over_prompts"](pairs) == pytest.approx(np.std(means, ddof=1))
 
 
-def test_the_groups_are_the_four_tasks_and_the_mean_of_their_scores(harness_model):
+def test_the_groups_are_the_four_tasks_and_the_mean_of_their_scores(harness_model, monkeypatch):
     _, lm = harness_model("ZEPHYR")
+    monkeypatch.setattr(lm, "generate_until", lambda requests: ["eat a sandwich"] * len(requests))
     for group, suffix in [("ctxaware", ""), ("ctxaware_ind", "_ind")]:
-        found = run(lm, group, limit=1, template=True, **SMALL)["results"]
+        found = run(lm, group, limit=8, template=True, **SMALL)["results"]
+        assert found[group]["score,none"] == pytest.approx(2 / 7 / 4)  # the needles' 4 documents weigh as the others' 8
         tasks = [f"{task}{suffix}" for task in ("nih_ctx", "squad_contain", "quac_contain", "drop_contain")]
         assert set(found) == {group, *tasks}
         assert found[group]["score,none"] == pytest.approx(np.mean([found[task]["score,none"] for task in tasks]))
