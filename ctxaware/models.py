@@ -1,6 +1,7 @@
 """Loading a model and its tokenizer, with a user's mistakes as one line."""
 
 import hashlib
+from importlib.util import find_spec
 from pathlib import Path
 
 from ctxaware.errors import InputError
@@ -20,21 +21,23 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
 
 
 def load_config(name: str, revision: str | None = None, trust_remote_code: bool = False):
-    """A model's configuration: what can be known before its weights are loaded.
+    """A model's configuration, an adapter's being that of its base: what can be known before weights are loaded.
 
     Raises:
         InputError: there is none under that name.
     """
     from transformers import AutoConfig
 
+    if adapter := _adapter(name, revision):
+        name, revision = adapter.base_model_name_or_path, adapter.revision
     return _loaded(AutoConfig, "model", name, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def load_model(name: str, revision: str | None, dtype, device):
-    """A causal language model in evaluation mode on `device`.
+    """A causal language model in evaluation mode on `device`; an adapter is merged into its base.
 
     Args:
-        name: hub name or folder.
+        name: hub name or folder, of a model or an adapter.
         revision: branch, tag or commit; None for the main branch.
         dtype: a torch dtype.
         device: a torch device.
@@ -44,12 +47,32 @@ def load_model(name: str, revision: str | None, dtype, device):
     """
     from transformers import AutoModelForCausalLM
 
-    return _loaded(AutoModelForCausalLM, "model", name, revision=revision, dtype=dtype).to(device).eval()
+    adapter = _adapter(name, revision)
+    base, its_revision = (adapter.base_model_name_or_path, adapter.revision) if adapter else (name, revision)
+    model = _loaded(AutoModelForCausalLM, "model", base, revision=its_revision, dtype=dtype).to(device)
+    if adapter:
+        from peft import PeftModel
+
+        model = _loaded(PeftModel, "adapter", name, of=model, revision=revision).merge_and_unload()
+    return model.eval()
 
 
-def _loaded(kind, what: str, name: str, **kwargs):
+def _adapter(name: str, revision: str | None):
+    """PEFT's configuration where `name` is an adapter, else None."""
+    from transformers.utils import find_adapter_config_file
+
+    if find_adapter_config_file(name, revision=revision) is None:
+        return None
+    if find_spec("peft") is None:
+        raise InputError(f"{name} is an adapter, which needs the package peft; run: pip install 'ctxaware[train]'")
+    from peft import PeftConfig
+
+    return _loaded(PeftConfig, "adapter", name, revision=revision)
+
+
+def _loaded(kind, what: str, name: str, of=None, **kwargs):
     try:
-        return kind.from_pretrained(name, **kwargs)
+        return kind.from_pretrained(*([] if of is None else [of]), name, **kwargs)
     except (OSError, ValueError, KeyError) as error:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

@@ -27,18 +27,21 @@ class ProvenanceTrainer(SFTTrainer):
         if self.is_world_process_zero():
             card = Path(self.args.output_dir) / "README.md"
             ratios = [entry[_RATIO] for entry in self.state.log_history if _RATIO in entry]
-            card.write_text(f"{card.read_text()}\n{section(self.arguments, ratios[-1] if ratios else None)}")
+            adapter = getattr(self.model, "peft_config", {}).get("default")
+            base = adapter.base_model_name_or_path if adapter else None
+            card.write_text(f"{card.read_text()}\n{section(self.arguments, ratios[-1] if ratios else None, base)}")
 
 
 _RATIO = "selection/ratio"
 
 
-def section(arguments: Arguments, ratio: float | None) -> str:
-    """The card's section: base, data, selection, seed, versions, command, prompting.
+def section(arguments: Arguments, ratio: float | None, base: str | None) -> str:
+    """The card's section: base, data, selection, seed, versions, commands to make and to evaluate it, prompting.
 
     Args:
         arguments: of the run.
         ratio: share of instructions that carried the indicator in the last epoch, 0–1; None for vanilla training.
+        base: what an adapter goes on: a folder or hub name; None for a whole model.
     """
     run, training, model, wanted = arguments.run, arguments.training, arguments.model, arguments.indicator
     out = Path(training.output_dir)
@@ -60,6 +63,15 @@ def section(arguments: Arguments, ratio: float | None) -> str:
         rows["share with the indicator"] = "unknown" if ratio is None else f"{ratio:.4f}"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     text = f"## How it was trained\n\n| | |\n|---|---|\n{table}\n\n```\n{shlex.join(sys.argv)}\n```\n"
+    where = f"pretrained={base},peft={out},tokenizer={out}" if base else f"pretrained={out}"
+    suffix = "_ind" if wanted else ""
+    text += (
+        "\n## Evaluating it\n\nWith the chat template of its training, which is saved with its tokenizer:\n\n"
+        f"```\nlm_eval --model hf --model_args {where} --tasks nih_ctx{suffix},squad_contain{suffix} "
+        "--apply_chat_template\n```\n"
+    )
+    if model.load_in_4bit:
+        text += "\nThat puts the adapter on unrounded weights; it was trained on the same weights in 4 bits.\n"
     if wanted:
         text += (
             f"\n## Prompting with {INDICATOR}\n\nWhere the answer stands in the context that you give, end the user "

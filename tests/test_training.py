@@ -6,6 +6,7 @@ pytest.importorskip("trl")
 pytest.importorskip("peft")
 
 import json
+import re
 
 import numpy as np
 import tiny
@@ -138,6 +139,24 @@ def test_loss_of_responses_alone_trains_on_fewer_labels(base, data, vanilla, tmp
     assert kept.endswith("</s>")
 
 
+def of_the_card(out):
+    """The arguments with which the model's card says that lm_eval loads it."""
+    (words,) = re.findall(r"lm_eval --model hf --model_args (\S+) --tasks", (out / "README.md").read_text())
+    return dict(word.split("=") for word in words.split(","))
+
+
+def test_the_card_of_a_vanilla_adapter_evaluates_it_with_the_template_of_training(data, tmp_path):
+    from lm_eval.models.huggingface import HFLM
+
+    raw = tiny.save_model(tmp_path / "raw", tiny.byte_level_tokenizer(), tie_word_embeddings=True)
+    out = tmp_path / "run"
+    run(raw, data, out, "--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj")
+    loaded = HFLM(**of_the_card(out), device="cpu", dtype="float32")
+    assert "<|user|>" in loaded.tokenizer.chat_template
+    assert "<|user|>" not in AutoTokenizer.from_pretrained(raw).chat_template
+    assert type(loaded.model).__name__ == "PeftModelForCausalLM"
+
+
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_the_indicators_row_is_trained_and_what_is_saved_loads_equal(data, tmp_path, capsys, method, tied):
@@ -173,8 +192,7 @@ def test_the_indicators_row_is_trained_and_what_is_saved_loads_equal(data, tmp_p
     if method != "qlora":
         from lm_eval.models.huggingface import HFLM
 
-        peft = {"pretrained": str(base), "peft": str(out)} if more else {"pretrained": str(out)}
-        loaded = HFLM(**peft, device="cpu", dtype="float32")
+        loaded = HFLM(**of_the_card(out), device="cpu", dtype="float32")
         assert torch.equal(loaded._model_call(ids), logits)
         assert loaded.tokenizer.chat_template == tokenizer.chat_template == trainer.processing_class.chat_template
         assert indicator_id(loaded.tokenizer) == token_id
