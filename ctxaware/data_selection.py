@@ -18,7 +18,7 @@ from ctxaware.chat import defuse, special_token_pattern
 from ctxaware.conversations import output_file
 from ctxaware.dependency import DEFAULT_BATCH_TOKENS, score_conversations
 from ctxaware.errors import InputError
-from ctxaware.processes import on_main
+from ctxaware.processes import is_sharded, on_main
 from ctxaware.progress import progress_bar
 from ctxaware.selection import above_threshold, mark_messages
 
@@ -174,7 +174,7 @@ class DataSelectionCallback(TrainerCallback):
             return
         if trainer.args.remove_unused_columns:
             raise InputError("remove_unused_columns must be false: the collator needs the column row")
-        if self.rescore_layer is not None and _is_sharded(trainer):
+        if self.rescore_layer is not None and is_sharded(trainer.accelerator):
             raise InputError(
                 "scoring with the model in training is not possible where FSDP or DeepSpeed shard its weights; "
                 "pass --rescore_each_epoch false with --scores or --seed_model"
@@ -257,12 +257,6 @@ class DataSelectionCallback(TrainerCallback):
         columns = {"conversation_id": names, "turn": turns, "score": pa.array(scores, from_pandas=True)}
         with output_file(path) as beside:
             pq.write_table(pa.table(columns | {"selected": selected}), beside)
-
-
-def _is_sharded(trainer) -> bool:
-    from accelerate.utils import DistributedType
-
-    return trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def read_selection(path: Path) -> np.ndarray:

@@ -28,3 +28,10 @@ def on_main(state, work: Callable):
             sys.exit(2)  # the main process says why
         raise InputError(box[1])
     return box[0]
+
+
+def is_sharded(accelerator) -> bool:
+    """Whether no process holds all weights of the model in training."""
+    from accelerate.utils import DistributedType
+
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)

@@ -1,8 +1,9 @@
 """What the recipes share: data, model, trainer, and a run that takes itself up where it was interrupted."""
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from ctxaware.indicator import INDICATOR, indicator_id
 from ctxaware.merging import merge_adapter
 from ctxaware.models import load_config, resolved_revision
 from ctxaware.prepared import prepare_base, training_tokenizer
-from ctxaware.processes import on_main
+from ctxaware.processes import is_sharded, on_main
 from ctxaware.provenance import ProvenanceTrainer
 
 # arguments that change nothing in the weights: a run may be taken up with others
@@ -113,6 +114,23 @@ def load_conversations(arguments: Arguments) -> Dataset:
     return Dataset.from_parquet(str(find_file(folder)))
 
 
+@contextlib.contextmanager
+def whole_models(arguments: Arguments) -> Iterator[None]:
+    """Models loaded in here are whole in each process that loads them.
+
+    Under ZeRO-3 transformers would share out the weights of every model among all processes: one that the main
+    process alone loads would never come, and one that scores would have no weights to score with.
+    """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if plugin := arguments.training.deepspeed_plugin:
+            plugin.set_deepspeed_weakref()
+
+
 def make_encoder(arguments: Arguments, tokenizer) -> Encoder:
     """What turns messages into token ids and labels in this run."""
     return Encoder(tokenizer, arguments.training.max_length, arguments.training.assistant_only_loss)
@@ -158,9 +176,10 @@ def indicator_base(arguments: Arguments) -> tuple[str, object]:
     model, out = arguments.model, arguments.training.output_dir
     folder = Path(arguments.indicator.prepared_base or f"{out.rstrip('/')}-base")
     template, name = arguments.run.chat_template, model.model_name_or_path
-    prepared = on_main(
-        PartialState(), lambda: str(prepare_base(name, folder, model.model_revision, template, model.use_peft))
-    )
+    with whole_models(arguments):
+        prepared = on_main(
+            PartialState(), lambda: str(prepare_base(name, folder, model.model_revision, template, model.use_peft))
+        )
     return prepared, training_tokenizer(prepared, None, template)
 
 
@@ -184,9 +203,9 @@ def find_scores(arguments: Arguments) -> np.ndarray | None:
         layer = DEFAULT_LAYER if layer is None else layer
         length = arguments.training.max_length
         device = "cpu" if arguments.training.use_cpu else None
-        score_file(
-            ScoreRun(out / "data", wanted.seed_model, path, str(layer), length, DEFAULT_BATCH_TOKENS, device=device)
-        )
+        run = ScoreRun(out / "data", wanted.seed_model, path, str(layer), length, DEFAULT_BATCH_TOKENS, device=device)
+        with whole_models(arguments):
+            score_file(run)
     _, scores = read_one_layer(path, layer)
     return np.concatenate([scores.values[turns] for _, turns in aligned(out / "data", scores)])
 
@@ -208,7 +227,8 @@ def build_trainer(arguments: Arguments, base: str, tokenizer, dataset: Dataset) 
                 f"{base} has tied embeddings, so the harness could not load an adapter with a row of its own for "
                 f"{INDICATOR}; pass a base that sft_indicator.py prepared for an adapter, or one without the token"
             )
-        peft_config.trainable_token_indices = {_embedding_name(base): [indicator_id(tokenizer)]}
+        with whole_models(arguments):
+            peft_config.trainable_token_indices = {_embedding_name(base): [indicator_id(tokenizer)]}
     trainer = ProvenanceTrainer(
         model=base,
         args=training,
@@ -218,6 +238,11 @@ def build_trainer(arguments: Arguments, base: str, tokenizer, dataset: Dataset) 
         quantization_config=get_quantization_config(model),
         callbacks=[CompleteCheckpoints()],
     )
+    if arguments.run.merge and is_sharded(trainer.accelerator):
+        raise InputError(
+            "--merge compares logits with the model in training, whose weights FSDP or DeepSpeed shard; leave it out, "
+            "and merge the saved adapter with PEFT's merge_and_unload"
+        )
     trainer.arguments = arguments
     for parameter in trainer.model.parameters():
         if peft_config is not None and parameter.requires_grad:

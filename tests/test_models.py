@@ -48,7 +48,7 @@ def test_an_adapter_loads_as_the_model_that_it_makes_of_its_base(adapter):
 def test_an_adapter_without_its_base_is_named(adapter):
     _, folder, base, _ = adapter
     shutil.rmtree(base)
-    with pytest.raises(InputError, match="can't load model '.*base'"):
+    with pytest.raises(InputError, match=r"can't load model '.*base'"):
         load_model(str(folder), None, torch.float32, "cpu")
-    with pytest.raises(InputError, match="can't load model '.*base'"):
+    with pytest.raises(InputError, match=r"can't load model '.*base'"):
         load_config(str(folder))

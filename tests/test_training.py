@@ -219,6 +219,27 @@ def test_an_adapter_on_a_tied_base_with_the_token_is_refused(data, tmp_path):
         run(base, data, tmp_path / "run", "--use_peft", "true")
 
 
+def test_what_needs_whole_weights_is_refused_where_they_are_sharded(base, data, tmp_path, monkeypatch):
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType
+
+    more = ("--use_peft", "true", "--lora_target_modules", "q_proj")
+    args = arguments(base, data, tmp_path / "run", *more, "--rescore_each_epoch", "true", "--score_layer", "1")
+    training.start(args)
+    rows = training.load_conversations(args)
+    name, tokenizer = training.vanilla_base(args)
+    encode = training.make_encoder(args, tokenizer)
+    dataset = training.encode_dataset(rows, encode)
+    trainer = training.build_trainer(args, name, tokenizer, dataset)
+    monkeypatch.setattr(Accelerator, "distributed_type", property(lambda _: DistributedType.FSDP))
+    with pytest.raises(InputError, match="not possible where FSDP or DeepSpeed shard"):
+        training.data_selection(args, rows, encode).attach(trainer)
+    merging = arguments(base, data, tmp_path / "merging", *more, "--merge", "true")
+    monkeypatch.setattr(training, "ProvenanceTrainer", lambda **_: trainer)  # built before the patch
+    with pytest.raises(InputError, match="leave it out, and merge the saved adapter with PEFT"):
+        training.build_trainer(merging, name, tokenizer, dataset)
+
+
 def test_bad_data_ends_the_run_before_the_model_is_loaded(base, tmp_path, monkeypatch):
     data = tmp_path / "bad.jsonl"
     kinds = [[], None, [{"role": "user", "content": None}], [{"role": "tool", "content": "x"}]]
