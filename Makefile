@@ -36,7 +36,7 @@ demo/without_template.txt demo/with_template.txt: demo/%.txt: $(VENV)/.demo
 
 demo-train: $(TRAIN_DEMO)/read/.done
 	@cd $(TRAIN_DEMO)/read && ../../$(BIN)/python ../../recipes/demo/compare.py \
-		"before tuning=base" "vanilla=vanilla" "+ Indicator, asked without [IND]=plain" "+ Indicator, asked with [IND]=ind"
+		"vanilla=vanilla" "+ Indicator, asked without [IND]=plain" "+ Indicator, asked with [IND]=ind" "before tuning=base"
 
 $(TRAIN_DEMO)/held_out.json: recipes/demo/sayings.py | $(VENV)/.train
 	$(BIN)/python recipes/demo/sayings.py $(TRAIN_DEMO)
