@@ -3,7 +3,7 @@
 import difflib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +112,37 @@ def parse_arguments(*own: type, argv: Sequence[str] | None = None) -> Arguments:
             f"pass --{'data' if run.data is None else 'model_name_or_path'}, or a --config that says it "
             "(recipes/configs has one a model and one a data set)"
         )
-    if run.merge and not model.use_peft:
-        raise InputError("--merge needs an adapter to merge; pass --use_peft true, or leave it out")
     arguments = Arguments(run, training, model, *indicator)
+    _check(arguments)
+    training.output_dir = str(Path(training.output_dir))
     training.gradient_accumulation_steps = accumulation(arguments, training.world_size)
     return arguments
+
+
+# TRL's arguments that these recipes have no use for, and what to do instead
+_REFUSED = {
+    "chat_template_path": "the saved template must be the one trained with; pass --chat_template",
+    "eos_token": "the chat template closes messages with the tokenizer's own; change it in the base's tokenizer",
+    "truncation_mode": "conversations are kept from their start",
+    "resume_from_checkpoint": "the same command takes up its run from the newest complete checkpoint by itself",
+    "save_only_model": "such a checkpoint could not be taken up; leave it out",
+    "trust_remote_code": "only models that transformers knows are trained",
+    "eval_strategy": "the recipes hold no data out; evaluate what they save with lm_eval",
+}
+
+
+def _check(arguments: Arguments) -> None:
+    run, training, model = arguments.run, arguments.training, arguments.model
+    defaults = {field.name: field.default for field in fields(training)}
+    for name, instead in _REFUSED.items():
+        if (value := getattr(training, name)) != defaults[name]:
+            raise InputError(f"{name} can't be set here, got {value!r}: {instead}")
+    if training.per_device_train_batch_size < 1:
+        raise InputError(f"per_device_train_batch_size must be at least 1, got {training.per_device_train_batch_size}")
+    if run.merge and not model.use_peft:
+        raise InputError("--merge needs an adapter to merge; pass --use_peft true, or leave it out")
+    if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
+        raise InputError("quantized weights can't be trained themselves; pass --use_peft true for an adapter on them")
 
 
 def accumulation(arguments: Arguments, n_processes: int) -> int:

@@ -11,7 +11,9 @@ from ctxaware.conversations import write_json
 from ctxaware.errors import InputError
 
 RUN = "run.json"  # the configuration of the run, and whether it is finished
-DERIVED = ("data", "selection")  # folders that the configuration determines
+DATA = "_data"  # what starts with _ is left out of an upload to the hub
+SCORES = "scores.parquet"
+DERIVED = (DATA, "selection", SCORES, f"{SCORES}.parts")  # what the configuration determines
 COMPLETE = "complete.json"  # in a checkpoint, written last: its files and their sizes
 
 
@@ -65,7 +67,8 @@ def claim_output(output_dir: Path, configuration: dict) -> bool:
     differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if differing and not run["finished"] and not any(output_dir.glob("checkpoint-*")):
         for name in DERIVED:
-            shutil.rmtree(output_dir / name, ignore_errors=True)
+            shutil.rmtree(output_dir / name, ignore_errors=True)  # a file is left by it
+            (output_dir / name).unlink(missing_ok=True)
         write_json(stored, {"configuration": configuration, "finished": False})
         return False
     if differing:

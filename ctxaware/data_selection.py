@@ -6,6 +6,7 @@ worker process sees a new selection at once, and with nothing selected the batch
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class Encoder:
     """
 
     def __init__(self, tokenizer, max_length: int | None, assistant_only_loss: bool = False):
-        if assistant_only_loss and "{% generation %}" not in tokenizer.chat_template:
+        if assistant_only_loss and not re.search(r"\{%-?\s*generation\b", tokenizer.chat_template):
             raise InputError(
                 "assistant_only_loss needs a chat template with {% generation %}; pass --chat_template tinyllama"
             )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ctxaware.files import whole_folder
+from ctxaware.models import load_model
 
 
 def merge_adapter(trained, tokenizer, base: str, out: Path, dtype: str, samples: Sequence[Sequence[int]]) -> float:
@@ -17,7 +18,7 @@ def merge_adapter(trained, tokenizer, base: str, out: Path, dtype: str, samples:
         tokenizer: saved with it.
         base: folder or hub name of the base that the adapter was trained on.
         out: the folder to write; its parent holds the saved adapter.
-        dtype: of the merged weights, as in torch.
+        dtype: of the merged weights: a name of torch's, or auto for that of the base.
         samples: token ids of texts to compare logits on.
 
     Returns:
@@ -25,9 +26,9 @@ def merge_adapter(trained, tokenizer, base: str, out: Path, dtype: str, samples:
     """
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype)).to(trained.device)
+    revision = trained.peft_config["default"].revision
+    model = load_model(base, revision, dtype, trained.device)
     merged = PeftModel.from_pretrained(model, out.parent).merge_and_unload().eval()
     trained.eval()
     difference = 0.0

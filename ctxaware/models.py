@@ -39,7 +39,7 @@ def load_model(name: str, revision: str | None, dtype, device):
     Args:
         name: hub name or folder, of a model or an adapter.
         revision: branch, tag or commit; None for the main branch.
-        dtype: a torch dtype.
+        dtype: a torch dtype or its name; auto for that of the weights.
         device: a torch device.
 
     Raises:

@@ -1,7 +1,8 @@
 """Work that one of many processes does for all."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ctxaware.errors import InputError
 
@@ -35,3 +36,23 @@ def is_sharded(accelerator) -> bool:
     from accelerate.utils import DistributedType
 
     return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+@contextlib.contextmanager
+def whole_models(deepspeed_plugin) -> Iterator[None]:
+    """Models loaded in here are whole in each process that loads them.
+
+    Under ZeRO-3 transformers would share out the weights of every model among all processes: one that the main
+    process alone loads would never come, and one that scores would have no weights to score with.
+
+    Args:
+        deepspeed_plugin: of the training arguments; None without DeepSpeed.
+    """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if deepspeed_plugin:
+            deepspeed_plugin.set_deepspeed_weakref()

@@ -11,6 +11,7 @@ from trl import SFTTrainer
 
 from ctxaware import __version__
 from ctxaware.arguments import Arguments
+from ctxaware.checkpoints import DATA
 from ctxaware.indicator import INDICATOR, append_indicator
 from ctxaware.preparing import STATISTICS
 
@@ -45,7 +46,7 @@ def section(arguments: Arguments, ratio: float | None, base: str | None) -> str:
     """
     run, training, model, wanted = arguments.run, arguments.training, arguments.model, arguments.indicator
     out = Path(training.output_dir)
-    told = json.loads((out / "data" / STATISTICS).read_text())
+    told = json.loads((out / DATA / STATISTICS).read_text())
     stored = json.loads((out / "run.json").read_text())["configuration"]
     rows = {
         "base": f"`{model.model_name_or_path}` ({stored['base_weights']})",
@@ -64,6 +65,8 @@ def section(arguments: Arguments, ratio: float | None, base: str | None) -> str:
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     text = f"## How it was trained\n\n| | |\n|---|---|\n{table}\n\n```\n{shlex.join(sys.argv)}\n```\n"
     where = f"pretrained={base},peft={out},tokenizer={out}" if base else f"pretrained={out}"
+    if base == model.model_name_or_path and model.model_revision:
+        where += f",revision={model.model_revision}"
     suffix = "_ind" if wanted else ""
     text += (
         "\n## Evaluating it\n\nWith the chat template of its training, which is saved with its tokenizer:\n\n"

@@ -1,13 +1,11 @@
 """What the recipes share: data, model, trainer, and a run that takes itself up where it was interrupted."""
 
-import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
@@ -15,20 +13,21 @@ from trl import SFTTrainer, get_peft_config, get_quantization_config
 
 from ctxaware import preparing
 from ctxaware.arguments import Arguments
-from ctxaware.checkpoints import CompleteCheckpoints, claim_output, mark_finished, newest_complete
+from ctxaware.checkpoints import DATA, CompleteCheckpoints, claim_output, mark_finished, newest_complete
 from ctxaware.conversations import find_file, fingerprint
 from ctxaware.data_selection import DataSelectionCallback, Encoder, TurnTable
-from ctxaware.dependency import DEFAULT_BATCH_TOKENS, DEFAULT_LAYER
 from ctxaware.errors import InputError, print_error
 from ctxaware.indicator import INDICATOR, indicator_id
 from ctxaware.merging import merge_adapter
 from ctxaware.models import load_config, resolved_revision
 from ctxaware.prepared import prepare_base, training_tokenizer
-from ctxaware.processes import is_sharded, on_main
+from ctxaware.processes import is_sharded, on_main, whole_models
 from ctxaware.provenance import ProvenanceTrainer
+from ctxaware.run_scores import find_scores
 
 # arguments that change nothing in the weights: a run may be taken up with others
-_FREE = ("disable_tqdm", "hub_", "log", "push_to_hub", "report_to", "run_name", "save_", "dataloader_", "local_rank")
+_FREE = ("disable_tqdm", "hub_", "log", "push_to_hub", "report_to", "run_name", "save_", "local_rank")
+_FREE += tuple(f"dataloader_{name}" for name in ("num_workers", "persistent_workers", "pin_memory", "prefetch_factor"))
 
 
 def recipe(main: Callable[[], None]) -> Callable[[], None]:
@@ -39,8 +38,9 @@ def recipe(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except InputError as error:
-            if PartialState().is_main_process:
-                print_error(error)
+            if not PartialState().is_main_process:
+                error = f"process {PartialState().process_index}: {error}"  # perhaps its own alone
+            print_error(error)
             sys.exit(2)
         finally:
             PartialState().destroy_process_group()
@@ -67,6 +67,8 @@ def start(arguments: Arguments) -> bool:
     out = Path(training.output_dir)
     if on_main(state, lambda: claim_output(out, configuration(arguments))):
         say(f"{out} is trained already")
+        if training.push_to_hub:
+            say(f"to push it: hf upload {training.hub_model_id or 'OWNER/NAME'} {out} --exclude '_*' 'checkpoint-*'")
         return False
     say(
         f"{state.num_processes} process{'es' if state.num_processes > 1 else ''} x "
@@ -88,17 +90,18 @@ def configuration(arguments: Arguments) -> dict:
     files = {"data": run.data, "scores": arguments.indicator.scores if arguments.indicator else None}
     for name, path in files.items():
         if path and Path(path).exists():
-            found[f"{name}_sha256"] = fingerprint(path)
+            release = preparing.DATASETS.get(run.dataset) if name == "data" else None
+            found[f"{name}_sha256"] = fingerprint(find_file(path, release.file if release else None))
     return found
 
 
 def load_conversations(arguments: Arguments) -> Dataset:
-    """Clean conversations (`id`, `messages`), written once into `data/` of the output folder with their counts.
+    """Clean conversations (`id`, `messages`), written once into `_data/` of the output folder with their counts.
 
     Raises:
         InputError: there are none, or the file is broken.
     """
-    run, folder = arguments.run, Path(arguments.training.output_dir) / "data"
+    run, folder = arguments.run, Path(arguments.training.output_dir) / DATA
 
     def prepare() -> dict | None:
         if (folder / preparing.STATISTICS).is_file():  # of this run, interrupted before
@@ -112,23 +115,6 @@ def load_conversations(arguments: Arguments) -> Dataset:
         say(f"data: {told['conversations']:,} conversations, {told['instructions']:,} instructions")
         say("".join(f"  {n:>8,} {name.replace('_', ' ')}\n" for name, n in changes.items()).rstrip() or "  all clean")
     return Dataset.from_parquet(str(find_file(folder)))
-
-
-@contextlib.contextmanager
-def whole_models(arguments: Arguments) -> Iterator[None]:
-    """Models loaded in here are whole in each process that loads them.
-
-    Under ZeRO-3 transformers would share out the weights of every model among all processes: one that the main
-    process alone loads would never come, and one that scores would have no weights to score with.
-    """
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        if plugin := arguments.training.deepspeed_plugin:
-            plugin.set_deepspeed_weakref()
 
 
 def make_encoder(arguments: Arguments, tokenizer) -> Encoder:
@@ -176,38 +162,11 @@ def indicator_base(arguments: Arguments) -> tuple[str, object]:
     model, out = arguments.model, arguments.training.output_dir
     folder = Path(arguments.indicator.prepared_base or f"{out.rstrip('/')}-base")
     template, name = arguments.run.chat_template, model.model_name_or_path
-    with whole_models(arguments):
+    with whole_models(arguments.training.deepspeed_plugin):
         prepared = on_main(
             PartialState(), lambda: str(prepare_base(name, folder, model.model_revision, template, model.use_peft))
         )
     return prepared, training_tokenizer(prepared, None, template)
-
-
-def find_scores(arguments: Arguments) -> np.ndarray | None:
-    """float64 `[n_turns]` in the order of the run's conversations, NaN without one; None where none are given.
-
-    With a seed model the conversations are scored on the spot, by all processes, into `scores.parquet` of the
-    output folder.
-
-    Raises:
-        InputError: the scores are of other data.
-    """
-    from ctxaware.scoring import ScoreRun, score_file
-    from ctxaware.selecting import aligned, read_one_layer
-
-    wanted, out = arguments.indicator, Path(arguments.training.output_dir)
-    if not (wanted.scores or wanted.seed_model):
-        return None
-    path, layer = Path(wanted.scores or out / "scores.parquet"), wanted.score_layer
-    if wanted.seed_model:
-        layer = DEFAULT_LAYER if layer is None else layer
-        length = arguments.training.max_length
-        device = "cpu" if arguments.training.use_cpu else None
-        run = ScoreRun(out / "data", wanted.seed_model, path, str(layer), length, DEFAULT_BATCH_TOKENS, device=device)
-        with whole_models(arguments):
-            score_file(run)
-    _, scores = read_one_layer(path, layer)
-    return np.concatenate([scores.values[turns] for _, turns in aligned(out / "data", scores)])
 
 
 def build_trainer(arguments: Arguments, base: str, tokenizer, dataset: Dataset) -> SFTTrainer:
@@ -219,6 +178,7 @@ def build_trainer(arguments: Arguments, base: str, tokenizer, dataset: Dataset) 
         "revision": None if Path(base).is_dir() else model.model_revision,
         **(training.model_init_kwargs or {}),
     }
+    revision = training.model_init_kwargs["revision"]
     training.assistant_only_loss = False  # the labels say it already; TRL would ask for messages
     peft_config = get_peft_config(model)
     if peft_config is not None and INDICATOR in tokenizer.get_vocab():
@@ -227,17 +187,22 @@ def build_trainer(arguments: Arguments, base: str, tokenizer, dataset: Dataset) 
                 f"{base} has tied embeddings, so the harness could not load an adapter with a row of its own for "
                 f"{INDICATOR}; pass a base that sft_indicator.py prepared for an adapter, or one without the token"
             )
-        with whole_models(arguments):
+        with whole_models(arguments.training.deepspeed_plugin):
             peft_config.trainable_token_indices = {_embedding_name(base): [indicator_id(tokenizer)]}
-    trainer = ProvenanceTrainer(
-        model=base,
-        args=training,
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        peft_config=peft_config,
-        quantization_config=get_quantization_config(model),
-        callbacks=[CompleteCheckpoints()],
-    )
+    if peft_config is not None:
+        peft_config.revision = revision  # where the base is found again
+    try:
+        trainer = ProvenanceTrainer(
+            model=base,
+            args=training,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+            quantization_config=get_quantization_config(model),
+            callbacks=[CompleteCheckpoints()],
+        )
+    except ValueError as error:
+        raise InputError(f"the trainer refuses these arguments: {' '.join(str(error).split())}") from error
     if arguments.run.merge and is_sharded(trainer.accelerator):
         raise InputError(
             "--merge compares logits with the model in training, whose weights FSDP or DeepSpeed shard; leave it out, "
@@ -264,9 +229,9 @@ def _embedding_name(base: str) -> str:
 def data_selection(arguments: Arguments, conversations: Dataset, encode: Encoder) -> DataSelectionCallback:
     """The callback that decides which instructions carry `[IND]`, with its scores."""
     wanted = arguments.indicator
-    layer = DEFAULT_LAYER if wanted.score_layer is None else wanted.score_layer
+    scores, layer = find_scores(arguments)
     rescore = layer if wanted.rescore_each_epoch else None
-    return DataSelectionCallback(conversations, encode, wanted.threshold, find_scores(arguments), rescore)
+    return DataSelectionCallback(conversations, encode, wanted.threshold, scores, rescore)
 
 
 def train_and_save(trainer: SFTTrainer, arguments: Arguments) -> None:
@@ -278,7 +243,7 @@ def train_and_save(trainer: SFTTrainer, arguments: Arguments) -> None:
     if checkpoint:
         say(f"taking up the run at {checkpoint}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # pushed below, with its card
     trainer.create_model_card(model_name=out.name)  # last: PEFT has written one of its own
     if arguments.run.merge:
         on_main(PartialState(), lambda: _merge(trainer, arguments, out / "merged"))

@@ -65,6 +65,35 @@ def test_merging_needs_an_adapter(parse):
         parse("--merge", "true")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("chat_template_path", "x.jinja", "pass --chat_template"),
+        ("eos_token", "<e>", "the tokenizer's own"),
+        ("truncation_mode", "keep_end", "kept from their start"),
+        ("resume_from_checkpoint", "x", "takes up its run"),
+        ("save_only_model", "true", "could not be taken up"),
+        ("trust_remote_code", "true", "models that transformers knows"),
+        ("eval_strategy", "steps", "evaluate what they save"),
+    ],
+)
+def test_arguments_that_would_do_nothing_or_harm_are_refused(parse, name, value, told):
+    more = ("--eval_steps", "1") if name == "eval_strategy" else ()
+    with pytest.raises(InputError, match=f"{name} can't be set here, got .*{told}"):
+        parse(f"--{name}", value, *more)
+
+
+def test_sizes_and_methods_that_make_no_sense_are_refused(parse):
+    with pytest.raises(InputError, match="per_device_train_batch_size must be at least 1, got 0"):
+        parse("--per_device_train_batch_size", "0")
+    with pytest.raises(InputError, match="pass --use_peft true for an adapter"):
+        parse("--load_in_4bit", "true")
+
+
+def test_a_slash_after_the_output_folder_changes_nothing(parse, tmp_path):
+    assert parse("--output_dir", f"{tmp_path}/run/").training.output_dir == f"{tmp_path}/run"
+
+
 def test_accumulation_follows_from_the_effective_batch(parse):
     found = parse("--effective_batch_size", "24", "--per_device_train_batch_size", "2")
     assert found.training.gradient_accumulation_steps == 12
@@ -98,7 +127,7 @@ def test_every_model_file_goes_with_every_data_file(tmp_path, model, data):
         "smollm2-demo.yaml": (2, 256, 2e-3),
     }
     assert (found.run.effective_batch_size, found.training.max_length, found.training.learning_rate) == expected[model]
-    assert (found.model.use_peft, found.model.load_in_4bit) == (("qlora" in model),) * 2
+    assert (found.model.use_peft, found.model.load_in_4bit) == (model != "tinyllama.yaml", model == "qlora.yaml")
     if found.model.use_peft:
         assert (found.model.lora_r, found.model.lora_alpha, found.model.lora_dropout) == (16, 16, 0.05)
 

@@ -33,9 +33,11 @@ def test_a_folder_is_one_configurations(tmp_path):
     out = tmp_path / "run"
     assert claim_output(out, {"seed": 1, "a": (1, 2)}) is False
     assert claim_output(out, {"seed": 1, "a": (1, 2)}) is False
-    (out / "data").mkdir()
+    (out / "_data").mkdir()
+    (out / "scores.parquet").touch()
     assert claim_output(out, {"seed": 9}) is False, "nothing was trained yet"
-    assert not (out / "data").exists()
+    assert not (out / "_data").exists()
+    assert not (out / "scores.parquet").exists()
     assert claim_output(out, {"seed": 1, "a": (1, 2)}) is False
     checkpoint(out, 1, complete=False)
     with pytest.raises(InputError, match=r"holds a run with seed 1 \(now 2\), b None \(now 3\); pass another"):

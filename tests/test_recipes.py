@@ -7,6 +7,7 @@ pytest.importorskip("peft")
 
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from safetensors.torch import load_file
 from training_runs import command, prepared_base, write_data
 
@@ -107,7 +109,14 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 def test_two_processes_are_two_and_equal_one_with_twice_the_accumulation(data, tmp_path):
     base = prepared_base(tmp_path / "base")
-    more = (*RESUMABLE, *RESCORED, "--seed_model", str(base))  # scores of the first epoch; then the model in training
+    more = (
+        *RESUMABLE,
+        *RESCORED,
+        "--seed_model",
+        str(base),
+        "--threshold",
+        "0.28",
+    )  # scores of the first epoch; then the model in training
     one, two, log = tmp_path / "one", tmp_path / "two", tmp_path / "log"
     assert recipe("sft_indicator.py", command(base, data, one, *more), log) == 0, log.read_text()
     done = subprocess.run(
@@ -118,9 +127,14 @@ def test_two_processes_are_two_and_equal_one_with_twice_the_accumulation(data, t
     card = (two / "README.md").read_text()
     for part in (f"`{base}` (sha256:", "12 conversations, 24 instructions", "full fine-tuning", "| seed | 42 |"):
         assert part in card
-    for part in ("a score above 0.6", "anew at each epoch", "trl 1", "sft_indicator.py --model_name_or_path", "[IND]"):
+    for part in ("a score above 0.28", "anew at each epoch", "trl 1", "sft_indicator.py --model_name_or_path", "[IND]"):
         assert part in card
-    assert "| share with the indicator | 0.0000 |" in card
+    (share,) = re.findall(r"\| share with the indicator \| (0\.\d+) \|", card)
+    assert 0.1 < float(share) < 0.9
+    for name in ("epoch-0", "epoch-1"):
+        tables = [pq.read_table(out / "selection" / f"{name}.parquet") for out in (one, two)]
+        assert tables[0].equals(tables[1])
+        assert 0 < sum(tables[0]["selected"].to_pylist()) < 24
     assert json.loads((two / "run.json").read_text())["configuration"]["num_processes"] == 2
     assert len(list(two.glob("checkpoint-6/rng_state_*.pth"))) == 2
     assert saved(two) == saved(one)
@@ -129,7 +143,7 @@ def test_two_processes_are_two_and_equal_one_with_twice_the_accumulation(data, t
 @pytest.mark.slow
 def test_two_processes_killed_and_started_again_give_the_same_weights(data, tmp_path):
     base = prepared_base(tmp_path / "base")
-    epochs = ("--num_train_epochs", "12", "--save_strategy", "steps", "--save_steps", "4")
+    epochs = ("--num_train_epochs", "12", "--save_strategy", "steps", "--save_steps", "4", "--threshold", "0.28")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     argv = command(base, data, killed, *METHODS["lora"], *RESCORED, *epochs)
     running = subprocess.Popen(launch_two(argv), env=ENVIRONMENT, start_new_session=True)

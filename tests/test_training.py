@@ -7,6 +7,7 @@ pytest.importorskip("peft")
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import tiny
@@ -16,14 +17,16 @@ from training_runs import arguments, conversations, prepared_base, write_data
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 
-from ctxaware import training
+from ctxaware import provenance, training
 from ctxaware.data_selection import DataSelectionCallback, TurnTable
 from ctxaware.errors import InputError
 from ctxaware.indicator import indicator_id
 from ctxaware.prepared import prepare_base
+from ctxaware.run_scores import find_scores
 from ctxaware.selection import mark_messages
 
 N_TURNS = sum(len(c["messages"]) // 2 for c in conversations())
+ROLES = {"user": "human", "assistant": "gpt"}
 FIXED = (np.arange(N_TURNS) % 3 == 1).astype(float)  # above and below any threshold
 
 
@@ -223,7 +226,7 @@ def test_what_needs_whole_weights_is_refused_where_they_are_sharded(base, data, 
     from accelerate import Accelerator
     from accelerate.utils import DistributedType
 
-    more = ("--use_peft", "true", "--lora_target_modules", "q_proj")
+    more = ("--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj")
     args = arguments(base, data, tmp_path / "run", *more, "--rescore_each_epoch", "true", "--score_layer", "1")
     training.start(args)
     rows = training.load_conversations(args)
@@ -238,6 +241,98 @@ def test_what_needs_whole_weights_is_refused_where_they_are_sharded(base, data, 
     monkeypatch.setattr(training, "ProvenanceTrainer", lambda **_: trainer)  # built before the patch
     with pytest.raises(InputError, match="leave it out, and merge the saved adapter with PEFT"):
         training.build_trainer(merging, name, tokenizer, dataset)
+
+
+def test_a_push_to_the_hub_is_one_and_leaves_the_conversations_at_home(base, data, tmp_path, monkeypatch, capsys):
+    from types import SimpleNamespace
+
+    import transformers.trainer
+    from huggingface_hub.utils import filter_repo_objects
+
+    pushed = []
+
+    def upload_folder(folder_path, ignore_patterns, **_):
+        files = [str(p.relative_to(folder_path)) for p in Path(folder_path).rglob("*") if p.is_file()]
+        pushed.append(set(filter_repo_objects(files, ignore_patterns=ignore_patterns)))
+
+    hub = SimpleNamespace(create_repo=lambda *_, **__: SimpleNamespace(repo_id="me/run"), upload_folder=upload_folder)
+    monkeypatch.setattr(transformers.trainer, "hf_api", lambda: hub)
+    out = tmp_path / "run"
+    run(base, data, out, "--push_to_hub", "true", scores=FIXED)
+    assert list((out / "_data").glob("conversations.*"))
+    (files,) = pushed
+    assert files >= {"README.md", "model.safetensors", "tokenizer.json", "selection/static.parquet"}
+    assert not [name for name in files if "conversations" in name or name.startswith("_")]
+    assert not training.start(arguments(base, data, out, "--push_to_hub", "true"))
+    assert f"to push it: hf upload OWNER/NAME {out} --exclude '_*' 'checkpoint-*'" in capsys.readouterr().out
+
+
+def test_a_revision_of_the_base_is_remembered_by_its_adapter(base, data, tmp_path):
+    args = arguments(base, data, tmp_path / "run", "--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj")
+    args.model.model_revision = "step-7"
+    training.start(args)
+    rows = training.load_conversations(args)
+    name, tokenizer = training.vanilla_base(args)
+    dataset = training.encode_dataset(rows, training.make_encoder(args, tokenizer))
+    assert training.build_trainer(args, name, tokenizer, dataset).model.peft_config["default"].revision is None
+    # a folder has no revisions; a hub name has, of which none can be had here
+    assert "revision=step-7" not in provenance.section(args, None, "elsewhere")
+    assert f"pretrained={base},peft={tmp_path / 'run'},tokenizer={tmp_path / 'run'},revision=step-7" in (
+        provenance.section(args, None, str(base))
+    )
+
+
+def test_what_the_trainer_refuses_is_one_line(base, data, tmp_path):
+    with pytest.raises(InputError, match=r"the trainer refuses these arguments: .*no_such_proj"):
+        run(base, data, tmp_path / "run", "--use_peft", "true", "--lora_target_modules", "no_such_proj")
+
+
+def test_a_folder_of_a_release_is_found_as_prepare_finds_it(base, tmp_path):
+    folder = tmp_path / "release"
+    folder.mkdir()
+    records = [
+        {"id": c["id"], "conversations": [{"from": ROLES[m["role"]], "value": m["content"]} for m in c["messages"]]}
+        for c in conversations(4)
+    ]
+    (folder / "ShareGPT_V3_unfiltered_cleaned_split.json").write_text(json.dumps(records))
+    (folder / "another.json").write_text("[]")
+    args = arguments(base, folder, tmp_path / "run", "--dataset", "sharegpt")
+    assert training.start(args)
+    assert len(training.load_conversations(args)) == 4
+
+
+@pytest.mark.parametrize("given", ["scores", "seed_model"])
+def test_the_layer_of_the_scores_is_the_layer_of_later_epochs(base, data, tmp_path, given):
+    from ctxaware.scoring import ScoreRun, score_file
+
+    scores = tmp_path / "scores.parquet"
+    more = ["--seed_model", str(base), "--score_layer", "0"]
+    if given == "scores":
+        clean = arguments(base, data, tmp_path / "clean")
+        training.start(clean)
+        training.load_conversations(clean)
+        score_file(ScoreRun(tmp_path / "clean" / "_data", str(base), scores, "0", 64, 2000, device="cpu"))
+        more = ["--scores", str(scores)]
+    args = arguments(base, data, tmp_path / "run", *more, "--rescore_each_epoch", "true")
+    training.start(args)
+    rows = training.load_conversations(args)
+    callback = training.data_selection(args, rows, training.make_encoder(args, training.vanilla_base(args)[1]))
+    assert callback.rescore_layer == 0
+    assert np.isfinite(callback.scores).any()
+
+
+def test_a_seed_model_with_a_shorter_window_scores_what_fits_it(data, tmp_path):
+    base = prepared_base(tmp_path / "base", max_position_embeddings=32)
+    more = ("--seed_model", str(base), "--score_layer", "1")
+    args = arguments(base, data, tmp_path / "run", *more)
+    assert args.training.max_length == 64
+    training.start(args)
+    training.load_conversations(args)
+    scores, _ = find_scores(args)
+    assert 0 < np.isnan(scores).sum() < len(scores)
+    args.indicator.score_layer = 9
+    with pytest.raises(InputError, match="got 9; pass --score_layer"):
+        find_scores(args)
 
 
 def test_bad_data_ends_the_run_before_the_model_is_loaded(base, tmp_path, monkeypatch):

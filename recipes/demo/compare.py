@@ -14,10 +14,10 @@ from ctxaware.errors import InputError, print_error
 from ctxaware.samples import find_samples
 
 
-def scores(folder: Path) -> dict[str, float]:
-    """Score by question, of the newest run in a folder."""
+def scores(folder: Path) -> dict[tuple[int, str], float]:
+    """Score by question (its number and its target), of the newest run in a folder."""
     newest = max(find_samples(folder, ""), key=lambda file: file.date)
-    return {row["doc"]["id"]: row["score"] for row in newest.rows()}
+    return {(row["doc_id"], str(row["target"])): row["score"] for row in newest.rows()}
 
 
 def main() -> None:
