@@ -14,7 +14,7 @@ from ctxaware.bootstrap import bootstrap_mean
 from ctxaware.samples import find_samples
 
 ROOT = Path(__file__).parents[1]
-STEPS, CONVERSATIONS, QUESTIONS = 40, 80, 48
+STEPS, CONVERSATIONS, QUESTIONS = 32, 64, 32
 THRESHOLD, LAYER = 0.85, 14  # of the embedded model, which scores
 
 
