@@ -158,16 +158,21 @@ def _clock():
     return StepClock
 
 
+def ratio(steps: list[dict], way: str, other: str) -> str:
+    """The median over steps of one way's time over another's, and the quartiles."""
+    if way == other:
+        return "1"
+    ratios = [step[way]["seconds"] / step[other]["seconds"] for step in steps[WARM:]]
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return f"{median:.3f} [{low:.3f}, {high:.3f}]"
+
+
 def report(steps: list[dict]) -> None:
     """The table, and whether the first two ways had the same losses."""
     print("| way | seconds a step, median | of trl sft | of sft_vanilla.py |\n|---|---:|---:|---:|")
-    counted = steps[WARM:]
     for way in WAYS:
-        seconds = statistics.median(step[way]["seconds"] for step in counted)
-        ratios = [
-            statistics.median(step[way]["seconds"] / step[other]["seconds"] for step in counted) for other in WAYS[:2]
-        ]
-        print(f"| `{way}` | {seconds:.3f} | {ratios[0]:.3f} | {ratios[1]:.3f} |")
+        seconds = statistics.median(step[way]["seconds"] for step in steps[WARM:])
+        print(f"| `{way}` | {seconds:.3f} | {ratio(steps, way, WAYS[0])} | {ratio(steps, way, WAYS[1])} |")
     losses = {way: [step[way]["loss_before"] for step in steps[1:]] for way in WAYS[:2]}
     equal = losses["trl sft"] == losses["sft_vanilla.py"]
     print(f"\nlosses of {len(steps) - 1} steps of trl sft and sft_vanilla.py: {'equal' if equal else losses}")

@@ -28,6 +28,11 @@ class BrokenFileError(InputError):
         self.n_whole = n_whole
 
 
+def n_instructions(messages: Sequence[dict]) -> int:
+    """User messages of a conversation: its turns."""
+    return sum(message["role"] == "user" for message in messages)
+
+
 def find_file(path: str | Path, preferred: str | None = None) -> Path:
     """The data file that `path` names: itself, or the one in a folder.
 

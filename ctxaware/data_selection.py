@@ -16,7 +16,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback
 
 from ctxaware.chat import defuse, special_token_pattern
-from ctxaware.conversations import output_file
+from ctxaware.conversations import n_instructions, output_file
 from ctxaware.dependency import DEFAULT_BATCH_TOKENS, score_conversations
 from ctxaware.errors import InputError
 from ctxaware.processes import is_sharded, on_main
@@ -76,10 +76,6 @@ class Encoder:
             return {"input_ids": ids, "labels": list(ids)}
         is_response = encoded["assistant_masks"][: self.max_length]
         return {"input_ids": ids, "labels": [i if r else _IGNORED for i, r in zip(ids, is_response, strict=True)]}
-
-
-def n_instructions(messages: Sequence[dict]) -> int:
-    return sum(message["role"] == "user" for message in messages)
 
 
 class TurnTable:

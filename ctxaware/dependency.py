@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ctxaware.chat import NOBODY, defuse, render, special_token_pattern, tokenize
+from ctxaware.conversations import n_instructions
 from ctxaware.errors import InputError
 
 DEFAULT_LAYER = 15
@@ -154,7 +155,7 @@ def score_conversations(
             encoded = encode(tokenizer, conversation, max_length, pattern)
         except InputError as error:
             done.rejected[conversation["id"]] = str(error)
-            n_turns = sum(m["role"] == "user" for m in conversation["messages"])
+            n_turns = n_instructions(conversation["messages"])
             by_position.append(
                 [TurnScore(conversation["id"], t, i, None, 0, 0) for t in range(n_turns) for i in layers]
             )

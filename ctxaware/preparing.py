@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctxaware import __version__
-from ctxaware.conversations import BrokenFileError, find_file, read_records, write_conversations, write_json
+from ctxaware.conversations import (
+    BrokenFileError,
+    find_file,
+    n_instructions,
+    read_records,
+    write_conversations,
+    write_json,
+)
 from ctxaware.errors import InputError
 from ctxaware.instruct import COUNTS, DATASETS, clean
 from ctxaware.progress import progress_bar
@@ -106,7 +113,7 @@ class _Records:
 def _summed(conversations: Iterable[dict], sums: Counter, n_tokens) -> Iterator[dict]:
     for conversation in conversations:
         sums["conversations"] += 1
-        sums["instructions"] += sum(message["role"] == "user" for message in conversation["messages"])
+        sums["instructions"] += n_instructions(conversation["messages"])
         if n_tokens:
             sums["tokens"] += n_tokens(conversation["messages"])
         yield conversation

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ctxaware import plots, selection
-from ctxaware.conversations import output_file, read_conversations, write_conversations, write_json
+from ctxaware.conversations import n_instructions, output_file, read_conversations, write_conversations, write_json
 from ctxaware.errors import InputError
 from ctxaware.shards import read_metadata
 
@@ -144,7 +144,7 @@ def aligned(data: Path, scores: Scores) -> Iterator[tuple[dict, slice]]:
         first.setdefault(name, position)
     n_used = 0
     for conversation in read_conversations(data):
-        name, n_turns = conversation["id"], sum(m["role"] == "user" for m in conversation["messages"])
+        name, n_turns = conversation["id"], n_instructions(conversation["messages"])
         start = first.get(name, len(scores.ids))
         if scores.ids[start : start + n_turns] != [name] * n_turns or scores.ids[start + n_turns :][:1] == [name]:
             raise InputError(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ctxaware.chat import defuse
+from ctxaware.conversations import n_instructions
 from ctxaware.errors import InputError
 from ctxaware.indicator import INDICATOR, append_indicator
 
@@ -57,7 +58,7 @@ def mark_messages(messages: Sequence[dict], selected: Sequence[bool]) -> list[di
     Raises:
         InputError: the number of entries is not the number of user messages.
     """
-    n_turns = sum(message["role"] == "user" for message in messages)
+    n_turns = n_instructions(messages)
     if len(selected) != n_turns:
         raise InputError(f"expected {n_turns} selections, one per user message, got {len(selected)}")
     choices, marked = iter(selected), []

@@ -14,7 +14,7 @@ from trl import SFTTrainer, get_peft_config, get_quantization_config
 from ctxaware import preparing
 from ctxaware.arguments import Arguments
 from ctxaware.checkpoints import DATA, CompleteCheckpoints, claim_output, mark_finished, newest_complete
-from ctxaware.conversations import find_file, fingerprint
+from ctxaware.conversations import find_file, fingerprint, n_instructions
 from ctxaware.data_selection import DataSelectionCallback, Encoder, TurnTable
 from ctxaware.errors import InputError, print_error
 from ctxaware.indicator import INDICATOR, indicator_id
@@ -135,8 +135,7 @@ def encode_dataset(
     """
 
     def encoded(example: dict, row: int) -> dict:
-        n_turns = sum(message["role"] == "user" for message in example["messages"])
-        marks = [False] * n_turns if selected is None else selected.of(row)
+        marks = [False] * n_instructions(example["messages"]) if selected is None else selected.of(row)
         return encode(example["messages"], marks) | {"row": row}
 
     return conversations.map(

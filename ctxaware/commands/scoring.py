@@ -45,7 +45,7 @@ def prepare(
 @app.command()
 def score(
     data: Annotated[Path, typer.Argument(help="A folder that prepare wrote, or a JSON, JSONL or Parquet file.")],
-    model: Annotated[str, typer.Option(help="Hub name or folder of a chat model, the seed model.")],
+    model: Annotated[str, typer.Option(help="Hub name or folder of a chat model or an adapter, the seed model.")],
     out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
     layer: Annotated[str, typer.Option(help="15, or several: 9,15, or all (adds a column layer).")] = "15",
     max_length: Annotated[int, typer.Option(help="Tokens kept of a conversation.")] = 2048,
