@@ -1,11 +1,14 @@
 """Step time of the recipes: `trl sft`, sft_vanilla.py and sft_indicator.py with the same settings and data.
 
-    python benchmarks/training.py --model "$(ctxaware demo-model)" --data sharegpt_sample.json --dataset sharegpt
+    OMP_NUM_THREADS=1 python benchmarks/training.py --model "$(ctxaware demo-model)" --data sharegpt_sample.json \\
+        --dataset sharegpt
 
 The three run at once but take turns, one step each, so that what else the machine does hits all alike; a step lasts
 from the end of the one before to its own end, with loading and collating its batch. The ratio is the median over
 steps of the ratio within a step, in which all three see the same conversations. In sft_indicator.py every instruction
-that has a score is marked: the most that the collator can have to do. The first two steps don't count.
+that has a score is marked: the most that the collator can have to do. The first two steps don't count. On the CPU
+the seconds are the process's CPU seconds, which the load of others hardly moves (of one thread: several wait for each
+other in them); on CUDA they are wall time.
 """
 
 import argparse
@@ -131,17 +134,17 @@ def work(way: str, command: list[str]) -> None:
 
 
 def _clock():
+    import torch
     from transformers import TrainerCallback
 
     class StepClock(TrainerCallback):
         started, loss = 0.0, None
+        now = staticmethod(time.perf_counter if torch.cuda.is_available() else time.process_time)
 
         def on_train_begin(self, args, state, control, **kwargs) -> None:
             self._wait()
 
         def on_step_end(self, args, state, control, **kwargs) -> None:
-            import torch
-
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             self._wait()
@@ -150,10 +153,10 @@ def _clock():
             self.loss = (logs or {}).get("loss", self.loss)
 
         def _wait(self) -> None:
-            told = {"seconds": time.perf_counter() - self.started, "loss_before": self.loss}
+            told = {"seconds": self.now() - self.started, "loss_before": self.loss}
             print(f"\n{SIGN}{json.dumps(told)}", flush=True)
             sys.stdin.readline()
-            self.started = time.perf_counter()
+            self.started = self.now()
 
     return StepClock
 
