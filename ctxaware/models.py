@@ -61,7 +61,11 @@ def _adapter(name: str, revision: str | None):
     """PEFT's configuration where `name` is an adapter, else None."""
     from transformers.utils import find_adapter_config_file
 
-    if find_adapter_config_file(name, revision=revision) is None:
+    try:
+        found = find_adapter_config_file(name, revision=revision)
+    except (OSError, ValueError):  # no such name: what loads a model says so
+        return None
+    if found is None:
         return None
     if find_spec("peft") is None:
         raise InputError(f"{name} is an adapter, which needs the package peft; run: pip install 'ctxaware[train]'")
