@@ -181,13 +181,13 @@ def build_trainer(arguments: Arguments, base: str, tokenizer, dataset: Dataset) 
     training.assistant_only_loss = False  # the labels say it already; TRL would ask for messages
     peft_config = get_peft_config(model)
     if peft_config is not None and INDICATOR in tokenizer.get_vocab():
-        if load_config(base).get_text_config().tie_word_embeddings:
+        if load_config(base, revision).get_text_config().tie_word_embeddings:
             raise InputError(
                 f"{base} has tied embeddings, so the harness could not load an adapter with a row of its own for "
                 f"{INDICATOR}; pass a base that sft_indicator.py prepared for an adapter, or one without the token"
             )
         with whole_models(arguments.training.deepspeed_plugin):
-            peft_config.trainable_token_indices = {_embedding_name(base): [indicator_id(tokenizer)]}
+            peft_config.trainable_token_indices = {_embedding_name(base, revision): [indicator_id(tokenizer)]}
     if peft_config is not None:
         peft_config.revision = revision  # where the base is found again
     try:
@@ -215,12 +215,12 @@ def build_trainer(arguments: Arguments, base: str, tokenizer, dataset: Dataset) 
     return trainer
 
 
-def _embedding_name(base: str) -> str:
+def _embedding_name(base: str, revision: str | None) -> str:
     """The name that PEFT looks for: the last part of the path of the input embedding's module."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_config(base))
+        model = AutoModelForCausalLM.from_config(load_config(base, revision))
     embedding = model.get_input_embeddings()
     return next(name for name, module in model.named_modules() if module is embedding).rpartition(".")[2]
 

@@ -7,6 +7,7 @@ pytest.importorskip("peft")
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from training_runs import arguments, conversations, prepared_base, write_data
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 
-from ctxaware import provenance, training
+from ctxaware import training
 from ctxaware.data_selection import DataSelectionCallback, TurnTable
 from ctxaware.errors import InputError
 from ctxaware.indicator import indicator_id
@@ -267,19 +268,21 @@ def test_a_push_to_the_hub_is_one_and_leaves_the_conversations_at_home(base, dat
     assert f"to push it: hf upload OWNER/NAME {out} --exclude '_*' 'checkpoint-*'" in capsys.readouterr().out
 
 
-def test_a_revision_of_the_base_is_remembered_by_its_adapter(base, data, tmp_path):
-    args = arguments(base, data, tmp_path / "run", "--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj")
-    args.model.model_revision = "step-7"
-    training.start(args)
-    rows = training.load_conversations(args)
-    name, tokenizer = training.vanilla_base(args)
-    dataset = training.encode_dataset(rows, training.make_encoder(args, tokenizer))
-    assert training.build_trainer(args, name, tokenizer, dataset).model.peft_config["default"].revision is None
-    # a folder has no revisions; a hub name has, of which none can be had here
-    assert "revision=step-7" not in provenance.section(args, None, "elsewhere")
-    assert f"pretrained={base},peft={tmp_path / 'run'},tokenizer={tmp_path / 'run'},revision=step-7" in (
-        provenance.section(args, None, str(base))
-    )
+def test_a_revision_of_the_base_is_remembered_by_its_adapter(base, data, tmp_path, monkeypatch):
+    cached, commit = tmp_path / "hub" / "models--me--tiny", "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(base, cached / "snapshots" / commit)  # as the hub's client keeps a model: no network is needed
+    (cached / "refs").mkdir()
+    (cached / "refs" / "step-7").write_text(commit)
+    (cached / "refs" / "main").write_text(commit[::-1])  # has no weights; TRL reads the architecture there
+    (cached / "snapshots" / commit[::-1]).mkdir()
+    shutil.copy(base / "config.json", cached / "snapshots" / commit[::-1])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    out = tmp_path / "run"
+    adapter = ("--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj", "--merge", "true")
+    run("me/tiny", data, out, *adapter, "--model_revision", "step-7")
+    assert json.loads((out / "adapter_config.json").read_text())["revision"] == "step-7"
+    assert of_the_card(out) == {"pretrained": "me/tiny", "peft": str(out), "tokenizer": str(out), "revision": "step-7"}
+    assert (out / "merged" / "model.safetensors").is_file()
 
 
 def test_what_the_trainer_refuses_is_one_line(base, data, tmp_path):
