@@ -7,7 +7,8 @@ python benchmarks/nih_grid.py --tokenizer gpt2 --max-context-length 8000
 import argparse
 import time
 
-from ctxaware.needle import NEEDLES, build_grid, grid_context_lengths, grid_depths
+from ctxaware.harness.grid import build_grid, grid_context_lengths, grid_depths
+from ctxaware.harness.needles import NEEDLES
 
 
 def plain_cell(tokenizer, haystack: str, needle: str, context_length: int, depth: float) -> str:
@@ -39,7 +40,7 @@ def main() -> None:
     from transformers import AutoTokenizer
 
     from ctxaware.demo import demo_model
-    from ctxaware.haystack import load_haystack
+    from ctxaware.harness.haystack import load_haystack
 
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or demo_model())
     text, needle = load_haystack("builtin"), NEEDLES["sf"]

@@ -8,7 +8,7 @@ else the machine does hits all alike; the median of the repetitions counts. The 
 which the load of others hardly moves, and of wall time on CUDA.
 
 - published: the whole model with `output_attentions=True`, all attention matrices kept, summed at the scored layer;
-- ours: `ctxaware.dependency`;
+- ours: `ctxaware.scores.formula`;
 - bare: the forward pass up to and with the scored layer, fused attention, nothing computed besides. Each in its own
   process, so that the peak memory is its own. "+memory" is the peak above what the loaded model takes.
   (`--threads 1` keeps waiting threads out of the CPU seconds.)
@@ -177,7 +177,7 @@ def make_example(tokenizer, args, n_tokens: int):
     """A conversation of exactly `n_tokens` tokens, as the scorer encodes it."""
     import numpy as np
 
-    from ctxaware.dependency import Encoded, encode
+    from ctxaware.scores.formula import Encoded, encode
 
     if tokenizer is None:  # no text for random weights: a quarter of each of four turns is the user's
         position = np.arange(n_tokens)
@@ -204,7 +204,7 @@ def texts(data: Path | None):
     if data is None:
         while True:
             yield USER * 4, REPLY * 9
-    from ctxaware.conversations import read_conversations
+    from ctxaware.data.conversations import read_conversations
 
     while True:
         for conversation in read_conversations(data):
@@ -226,8 +226,8 @@ def published(model, example, args) -> float:
 
 
 def ours(model, example, args) -> float:
-    """As `ctxaware.dependency` scores a batch."""
-    from ctxaware.dependency import _score_batch
+    """As `ctxaware.scores.formula` scores a batch."""
+    from ctxaware.scores.formula import _score_batch
 
     scored = _score_batch(model, [example] * args.batch, [args.layer])[0]
     scores = [turn.score for turn in scored if turn.score is not None]

@@ -52,9 +52,9 @@ def main() -> None:
 
 def prepare(args: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
     """The base with template and token, clean data, and each way's arguments."""
-    from ctxaware.conversations import find_file, read_conversations
-    from ctxaware.prepared import prepare_base
-    from ctxaware.preparing import PrepareRun, prepare_dataset
+    from ctxaware.data.conversations import find_file, read_conversations
+    from ctxaware.data.prepare import PrepareRun, prepare_dataset
+    from ctxaware.training.base import prepare_base
 
     prepare_dataset(PrepareRun(args.data, args.dataset, folder / "clean"))
     base = prepare_base(args.model, folder / "base")

@@ -1,3 +1,33 @@
-"""Context awareness of instruction-tuned language models: measure it, find what depends on it, mend it."""
+"""Context awareness of instruction-tuned language models: measure it, find what depends on it, mend it.
+
+The public names are loaded when they are first used: `import ctxaware` alone imports nothing heavy.
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOMES = {  # public name: module
+    "DataSelectionCallback": "ctxaware.training.callback",
+    "InputError": "ctxaware.errors",
+    "add_indicator": "ctxaware.indicator.token",
+    "append_indicator": "ctxaware.indicator.marking",
+    "attention_mass": "ctxaware.attention.mass",
+    "bootstrap_mean": "ctxaware.intervals",
+    "demo_model": "ctxaware.demo",
+    "mark_messages": "ctxaware.indicator.marking",
+    "score_conversations": "ctxaware.scores.formula",
+    "select_turns": "ctxaware.scores.select",
+}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'ctxaware' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

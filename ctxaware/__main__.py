@@ -1,6 +1,6 @@
 """`python -m ctxaware`, and so `accelerate launch -m ctxaware`."""
 
-from ctxaware.cli import main
+from ctxaware.commands.app import main
 
 if __name__ == "__main__":
     main()

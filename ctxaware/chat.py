@@ -7,7 +7,7 @@ contents in place. So nothing that a message says can change where it is.
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -187,42 +187,6 @@ def defuse(text: str, pattern: re.Pattern | None) -> str:
     return text
 
 
-def user_prompt(
-    text: str, chat_template: Callable | None = None, system: str = "", response_prefix: str = ""
-) -> str | list:
-    """One user message as a prompt that a model continues.
-
-    With a template the system message is sent also where it is empty (otherwise some templates write
-    one of their own); a template that refuses it gets none. The prefix follows the generation prompt:
-    no closing assistant message is needed, which some templates refuse.
-
-    Args:
-        text: the user's message.
-        chat_template: `(messages, add_generation_prompt=True) -> str`, as the harness's models offer; None for none.
-        system: the system message.
-        response_prefix: the start of the answer.
-
-    Raises:
-        InputError: a prefix was asked for and the back end takes messages instead of text, or the template
-            drops a system message that says something.
-    """
-    from jinja2.exceptions import TemplateError
-
-    if chat_template is None:
-        head = f"{system}\n\n" if system else ""
-        return f"{head}{text}\n\n{response_prefix}" if response_prefix else head + text
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
-    try:
-        prompt = chat_template(messages, add_generation_prompt=True)
-    except TemplateError:
-        prompt = chat_template(messages[1:], add_generation_prompt=True)
-    if isinstance(prompt, str) and system.strip() not in prompt:
-        raise InputError("the chat template takes no system message; leave out --system_instruction")
-    if not response_prefix:
-        return prompt
-    if not isinstance(prompt, str):
-        raise InputError(
-            "a response prefix can't be sent with messages; use a task without _prefix, or text: "
-            "--model local-completions with tokenized_requests=True and tokenizer=NAME_OR_FOLDER"
-        )
-    return prompt + (" " if prompt and not prompt[-1].isspace() else "") + response_prefix
+def n_instructions(messages: Sequence[dict]) -> int:
+    """User messages of a conversation: its turns."""
+    return sum(message["role"] == "user" for message in messages)

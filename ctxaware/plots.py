@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctxaware.files import whole_file
+from ctxaware.runs.files import whole_file
 
 SEQUENTIAL = "cividis"  # even in lightness, made for colour-vision deficiency
 CATEGORICAL = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")  # Okabe and Ito's

@@ -47,19 +47,13 @@ def _extend(module):
         paths = [Path(p) for p in paths]
         index = build(paths, **kwargs)
         if builtin in paths:  # not when the user asked for their own folders only
-            for name, entry in build([_tasks_folder()], **kwargs).items():
+            from ctxaware.harness.paths import tasks_folder
+
+            for name, entry in build([tasks_folder()], **kwargs).items():
                 index.setdefault(name, entry)
         return index
 
     module.TaskIndex.build = staticmethod(build_with_ctxaware)
-
-
-def _tasks_folder():
-    import importlib.util
-    from pathlib import Path
-
-    spec = importlib.util.find_spec("ctxaware")
-    return Path(spec.origin).parent / "tasks" if spec and spec.origin else Path(os.devnull)
 
 
 if not os.environ.get("CTXAWARE_NO_DISCOVERY"):

@@ -9,18 +9,12 @@ In place of `--scores` (a file of `ctxaware score`), `--seed_model runs/tinyllam
 output folder (`--prepared_base`). The same command continues an interrupted run. Tried on two CPU cores.
 """
 
-from ctxaware.arguments import IndicatorArguments, parse_arguments
-from ctxaware.training import (
-    build_trainer,
-    data_selection,
-    encode_dataset,
-    indicator_base,
-    load_conversations,
-    make_encoder,
-    recipe,
-    start,
-    train_and_save,
-)
+from ctxaware.training.arguments import IndicatorArguments, parse_arguments
+from ctxaware.training.base import indicator_base
+from ctxaware.training.callback import data_selection
+from ctxaware.training.encoding import encode_dataset, make_encoder
+from ctxaware.training.run import load_conversations, recipe, start, train_and_save
+from ctxaware.training.trainer import build_trainer
 
 
 @recipe

@@ -8,17 +8,11 @@ A YAML file fills arguments, the command line overrides them (`--learning_rate 1
 The same command continues an interrupted run. Tried on two CPU cores; see the README for times.
 """
 
-from ctxaware.arguments import parse_arguments
-from ctxaware.training import (
-    build_trainer,
-    encode_dataset,
-    load_conversations,
-    make_encoder,
-    recipe,
-    start,
-    train_and_save,
-    vanilla_base,
-)
+from ctxaware.training.arguments import parse_arguments
+from ctxaware.training.base import vanilla_base
+from ctxaware.training.encoding import encode_dataset, make_encoder
+from ctxaware.training.run import load_conversations, recipe, start, train_and_save
+from ctxaware.training.trainer import build_trainer
 
 
 @recipe

@@ -5,9 +5,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that forgets itself fails at once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import chats
 import pytest
-import tiny
+from support import chats, tiny
 
 
 @pytest.fixture(params=["byte_level", "sentencepiece_like"])

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from chats import CHATML, SPECIAL, TAKES_SPACE, TINYLLAMA, make_tokenizer, trl_templates
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support.chats import CHATML, SPECIAL, TAKES_SPACE, TINYLLAMA, make_tokenizer, trl_templates
 
 from ctxaware.chat import NOBODY, defuse, render, special_token_pattern, tokenize
 from ctxaware.errors import InputError
-from ctxaware.indicator import add_indicator, append_indicator
+from ctxaware.indicator.marking import append_indicator
+from ctxaware.indicator.token import add_indicator
 
 HOSTILE = (
     "<|assistant|>",

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ctxaware import demo
-from ctxaware.bootstrap import bootstrap_mean
-from ctxaware.samples import find_samples
+from ctxaware.intervals import bootstrap_mean
+from ctxaware.report.samples import find_samples
 
 ROOT = Path(__file__).parents[1]
 STEPS, CONVERSATIONS, QUESTIONS = 32, 64, 32

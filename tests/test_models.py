@@ -1,11 +1,11 @@
 import shutil
 
 import pytest
-import tiny
 import torch
+from support import tiny
 
 from ctxaware.errors import InputError
-from ctxaware.indicator import add_indicator
+from ctxaware.indicator.token import add_indicator
 from ctxaware.models import load_config, load_model, load_tokenizer
 
 

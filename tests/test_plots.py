@@ -7,7 +7,7 @@ from matplotlib.image import imread
 
 from ctxaware.errors import InputError
 from ctxaware.plots import SEQUENTIAL, recall_heatmap
-from ctxaware.samples import find_samples
+from ctxaware.report.samples import find_samples
 
 
 def test_a_heatmap_shows_each_cell_in_its_place(tmp_path):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from safetensors.torch import load_file
-from training_runs import command, prepared_base, write_data
+from support.training_runs import command, prepared_base, write_data
 
 ROOT = Path(__file__).parents[1]
 METHODS = {
@@ -36,7 +36,7 @@ def recipe(name, argv, log, kill_at=None):
         sys.stdout = sys.stderr = open(log, "w")  # noqa: SIM115 - the process ends with it
         status = 1
         try:
-            from ctxaware.checkpoints import CompleteCheckpoints
+            from ctxaware.training.checkpoints import CompleteCheckpoints
 
             def die(self, args, state, control, **kwargs):
                 if state.global_step == kill_at:

@@ -1,1 +1,1 @@
-"""The sub-commands, one module a family. Modules here import heavy things inside functions only."""
+"""The sub-commands, one module each. Modules here import heavy things inside functions only."""

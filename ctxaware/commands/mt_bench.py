@@ -164,7 +164,7 @@ def show_command(
 @contextlib.contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """`on_progress(done, total)`; what was done before this run is no part of the estimate."""
-    from ctxaware.progress import progress_bar
+    from ctxaware.runs.progress import progress_bar
 
     with contextlib.ExitStack() as stack:
         advance, seen = None, 0

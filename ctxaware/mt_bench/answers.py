@@ -10,18 +10,11 @@ from pathlib import Path
 
 from ctxaware.chat import defuse, special_token_pattern
 from ctxaware.errors import InputError
-from ctxaware.indicator import append_indicator, indicator_id
-from ctxaware.mt_bench import seams
+from ctxaware.indicator.marking import append_indicator
+from ctxaware.indicator.token import indicator_id
 from ctxaware.mt_bench.endpoint import CallFailed, Endpoint, Reply, connect, run_all
-from ctxaware.mt_bench.store import (
-    Layout,
-    RowLog,
-    append_failure,
-    manifest_path,
-    match_manifest,
-    versions,
-    write_json,
-)
+from ctxaware.mt_bench.fastchat import Bench, load_bench, load_fastchat
+from ctxaware.mt_bench.store import Layout, RowLog, append_failure, manifest_path, match_manifest, versions, write_json
 
 MAX_NEW_TOKENS = 1024  # FastChat's
 _OTHER_CATEGORY_TEMPERATURE = 0.7  # FastChat's, for a category that its table lacks
@@ -132,8 +125,8 @@ def answer(
     if max_new_tokens < 1 or batch_size < 1:
         raise InputError(f"--max-new-tokens and --batch-size must be 1 or more, got {max_new_tokens} and {batch_size}")
     path = Layout(Path(out)).answers(model_id)
-    fastchat = seams.load_fastchat()
-    bench = seams.load_bench(fastchat, Path(data_dir))
+    fastchat = load_fastchat()
+    bench = load_bench(fastchat, Path(data_dir))
     source = _source(model, tokenizer, peft, base_url, api_key_env, max_new_tokens, indicator, connect_kwargs)
     settings = {
         "data": bench.sha256,
@@ -172,7 +165,7 @@ def answer(
     return Outcome(n_done, len(bench.questions), n_new, n_failed, stopped, path, failures)
 
 
-def _categories(bench: seams.Bench) -> list[str]:
+def _categories(bench: Bench) -> list[str]:
     return sorted({question["category"] for question in bench.questions})
 
 
@@ -214,7 +207,7 @@ def _served(model, tokenizer, peft, endpoint, max_new_tokens, indicator):
     if peft:
         raise InputError("--peft goes with a local model; the endpoint serves an adapter under a name of its own")
     if isinstance(tokenizer, str):
-        from ctxaware.window import load_tokenizer
+        from ctxaware.harness.window import load_tokenizer
 
         tokenizer = load_tokenizer({"tokenizer": tokenizer})
     if indicator and tokenizer is None:

@@ -9,19 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ctxaware.errors import InputError
-from ctxaware.mt_bench import seams
 from ctxaware.mt_bench.answers import Outcome
 from ctxaware.mt_bench.endpoint import CallFailed, Endpoint, Reply, connect, run_all
+from ctxaware.mt_bench.fastchat import judging_through, load_bench, load_fastchat
 from ctxaware.mt_bench.plan import MAX_TOKENS, TEMPERATURE, Key, Plan, make_plan, row_key
-from ctxaware.mt_bench.store import (
-    Layout,
-    RowLog,
-    append_failure,
-    manifest_path,
-    match_manifest,
-    versions,
-    write_json,
-)
+from ctxaware.mt_bench.store import Layout, RowLog, append_failure, manifest_path, match_manifest, versions, write_json
 
 MIN_RATING, MAX_RATING = 1, 10  # what its prompts ask for
 
@@ -97,8 +89,8 @@ def judge(
     """
     layout = Layout(Path(out))
     endpoint = connect(base_url, api_key_env, **connect_kwargs)
-    fastchat = seams.load_fastchat()
-    bench = seams.load_bench(fastchat, Path(data_dir), for_judge=True)
+    fastchat = load_fastchat()
+    bench = load_bench(fastchat, Path(data_dir), for_judge=True)
     plan = make_plan(fastchat, bench, layout, judge_model, model_ids)
     path = layout.judgments(judge_model)
     settings = {
@@ -173,6 +165,6 @@ def _run(
 
     on_progress(n_done, len(plan.matches))
     missing = [key for key in plan.matches if key not in log.rows]
-    with seams.judging_through(chat, judge_model):
+    with judging_through(chat, judge_model):
         stopped = run_all(missing, work, done, parallel)
     return Outcome(n_done + n_new, len(plan.matches), n_new, n_failed, stopped, log.path, failures)

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ctxaware.errors import InputError
-from ctxaware.mt_bench import seams
+from ctxaware.mt_bench.fastchat import Bench, judging_through, load_answers, load_bench, load_fastchat, reading
 from ctxaware.mt_bench.store import Layout, read_rows, sha256_of_json
 
 TEMPERATURE, MAX_TOKENS = 0, 2048  # what FastChat's judge passes; recorded, and checked at each call
@@ -39,12 +39,12 @@ class _Captured(Exception):
 
 
 def make_plan(
-    fastchat: SimpleNamespace, bench: seams.Bench, layout: Layout, judge_model: str, model_ids: list[str] | None
+    fastchat: SimpleNamespace, bench: Bench, layout: Layout, judge_model: str, model_ids: list[str] | None
 ) -> Plan:
     """FastChat's own matches: its four judges, with reference answers for the categories that need them.
 
     Args:
-        fastchat: from `seams.load_fastchat`.
+        fastchat: from `load_fastchat`.
         bench: loaded for the judge.
         layout: where the answers are.
         judge_model: the judge's name.
@@ -53,12 +53,12 @@ def make_plan(
     Raises:
         InputError: an answer, a model or a reference answer is missing.
     """
-    answers = seams.load_answers(fastchat, layout.answer_dir)
+    answers = load_answers(fastchat, layout.answer_dir)
     models = list(dict.fromkeys(model_ids or answers))
     if not models:
         raise InputError(f"{layout.answer_dir} has no answers; run ctxaware mt-bench answer first")
     references = {judge_model: bench.references}  # FastChat looks them up under the judge's name
-    with seams.reading(layout.answer_dir):
+    with reading(layout.answer_dir):
         judges = fastchat.make_judge_single(judge_model, bench.prompts)
     try:
         fastchat.check_data(bench.questions, answers, references, models, judges)
@@ -86,7 +86,7 @@ def _written_by_fastchat(fastchat: SimpleNamespace, matches: dict[Key, object], 
         raise _Captured(conv.to_openai_api_messages())
 
     messages = {}
-    with seams.judging_through(capture, judge_model):
+    with judging_through(capture, judge_model):
         for key, match in matches.items():
             try:
                 fastchat.play_a_match_single(match, output_file=None)
@@ -128,8 +128,8 @@ def dry_run(out: str | Path, data_dir: str | Path, judge_model: str, *, model_id
         InputError: as in `judge`.
     """
     layout = Layout(Path(out))
-    fastchat = seams.load_fastchat()
-    bench = seams.load_bench(fastchat, Path(data_dir), for_judge=True)
+    fastchat = load_fastchat()
+    bench = load_bench(fastchat, Path(data_dir), for_judge=True)
     plan = make_plan(fastchat, bench, layout, judge_model, model_ids)
     rows = {row_key(row): row for row in read_rows(layout.judgments(judge_model))}
     missing = [key for key in plan.matches if key not in rows]

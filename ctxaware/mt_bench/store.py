@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctxaware.errors import InputError
-from ctxaware.files import write_text
+from ctxaware.runs.files import write_text
 
 _FILE_NAME = re.compile(r"\w[\w.+@=-]*")  # what neither a path, a glob nor a shell reads as more than a name
 

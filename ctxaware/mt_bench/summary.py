@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from ctxaware import plots
-from ctxaware.bootstrap import bootstrap_mean
 from ctxaware.errors import InputError
-from ctxaware.mt_bench import seams
+from ctxaware.intervals import bootstrap_mean
 from ctxaware.mt_bench.answers import MAX_NEW_TOKENS
+from ctxaware.mt_bench.fastchat import RELEASED_SHA256, load_fastchat
 from ctxaware.mt_bench.plan import row_key
 from ctxaware.mt_bench.store import Layout, manifest_path, read_json, read_rows
 
@@ -153,14 +153,14 @@ class Results:
         if len(returned) > 1:
             lines.append(f"the endpoint judged with several models: {', '.join(returned)}")
         data = self.manifest["settings"]["data"]
-        lines += [f"{n} is not the released file" for n, h in seams.RELEASED_SHA256.items() if data.get(n) != h]
+        lines += [f"{n} is not the released file" for n, h in RELEASED_SHA256.items() if data.get(n) != h]
         return lines
 
     def fastchat_summary(self) -> str:
         """What FastChat's own `show_result` prints for the judgment file."""
         if not self.rows:
             return "no ratings yet\n"
-        fastchat = seams.load_fastchat()
+        fastchat = load_fastchat()
         arguments = Namespace(
             bench_name="mt_bench", input_file=str(self.path), judge_model=None, model_list=list(self.models)
         )

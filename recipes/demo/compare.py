@@ -9,9 +9,9 @@ samples in it. The runs must have asked the same questions.
 import argparse
 from pathlib import Path
 
-from ctxaware.bootstrap import bootstrap_mean
 from ctxaware.errors import InputError, print_error
-from ctxaware.samples import find_samples
+from ctxaware.intervals import bootstrap_mean
+from ctxaware.report.samples import find_samples
 
 
 def scores(path: Path) -> dict[tuple[int, str], float]:

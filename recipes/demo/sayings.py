@@ -15,7 +15,7 @@ import json
 import random
 from pathlib import Path
 
-from ctxaware.reading import PASSAGE_QUESTION
+from ctxaware.harness.prompts import PASSAGE_QUESTION
 
 SAYINGS = {
     "An apple a day": "keeps the doctor away",

@@ -3,13 +3,13 @@ import json
 
 import pytest
 import torch
+from support.mt_bench import QUESTIONS, read_jsonl, tiny_model, write_jsonl
+from support.server import Say
 
 from ctxaware.errors import InputError
-from ctxaware.indicator import INDICATOR, add_indicator, indicator_id
+from ctxaware.indicator.token import INDICATOR, add_indicator, indicator_id
 from ctxaware.mt_bench.answers import answer, conversation, seed_of, temperature_of
 from ctxaware.mt_bench.generate import LocalModel
-from mt_bench.conftest import QUESTIONS, read_jsonl, tiny_model, write_jsonl
-from mt_bench.server import Say
 
 FEW = {"max_new_tokens": 12}
 
@@ -150,7 +150,7 @@ def test_the_indicator_is_one_token_on_both_user_turns_and_typed_ones_are_text(d
 
 
 def test_conversation_is_the_one_function_of_the_indicator():
-    from ctxaware.indicator import append_indicator
+    from ctxaware.indicator.marking import append_indicator
 
     assert conversation(["One", "Two?"], ["Yes"], True, None) == [
         {"role": "user", "content": append_indicator("One")},

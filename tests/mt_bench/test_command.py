@@ -2,12 +2,11 @@ import subprocess
 import sys
 
 import pytest
+from support.mt_bench import PROMPTS, N, is_first_turn_of_3, read_jsonl, write_answers
+from support.server import Say
 from typer.testing import CliRunner
 
-from ctxaware.cli import app
-from mt_bench.conftest import PROMPTS, read_jsonl
-from mt_bench.server import Say
-from mt_bench.test_judge import N, is_first_turn_of_3, write_answers
+from ctxaware.commands.app import app
 
 
 @pytest.fixture
@@ -96,7 +95,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(data_dir, tmp_path):
 
 @pytest.mark.parametrize("name", ["answer", "judge", "show"])
 def test_help_teaches_by_example_and_imports_nothing_heavy(name):
-    code = f"import sys; sys.argv = ['ctxaware', 'mt-bench', '{name}', '--help']\nfrom ctxaware.cli import main\n"
+    code = (
+        f"import sys; sys.argv = ['ctxaware', 'mt-bench', '{name}', '--help']\nfrom ctxaware.commands.app import main\n"
+    )
     code += "try:\n    main()\nfinally:\n    print({'torch', 'openai', 'fastchat', 'matplotlib'} & sys.modules.keys())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0

@@ -2,10 +2,10 @@ import json
 import time
 
 import pytest
+from support.server import Say
 
 from ctxaware.errors import InputError
 from ctxaware.mt_bench.endpoint import MAX_FAILED_IN_A_ROW, CallFailed, connect, run_all
-from mt_bench.server import Say
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from support.mt_bench import tiny_model
 
 from ctxaware.errors import InputError
 from ctxaware.mt_bench.endpoint import CallFailed
 from ctxaware.mt_bench.generate import TOP_K, LocalModel, SeededSampling
-from mt_bench.conftest import tiny_model
 
 TEXTS = ["Hi", "Tell me of the long sea and its many small fish.", "What?", "Ice is water that stands still."]
 CONVERSATIONS = [[{"role": "user", "content": text}] for text in TEXTS]

@@ -7,28 +7,16 @@ import sys
 import time
 
 import pytest
+from support.mt_bench import PROMPTS, QUESTIONS, N, is_first_turn_of_3, read_jsonl, write_answers, write_jsonl
+from support.server import Say
 
 from ctxaware.errors import InputError
-from ctxaware.mt_bench import seams
+from ctxaware.mt_bench import fastchat as seams
 from ctxaware.mt_bench.endpoint import CallFailed
 from ctxaware.mt_bench.judge import check_rating, judge
 from ctxaware.mt_bench.plan import dry_run, row_key
-from mt_bench.conftest import PROMPTS, QUESTIONS, read_jsonl, write_jsonl
-from mt_bench.server import Say
 
-N = 2 * len(QUESTIONS)  # judgments a model
 QUICK = {"max_retries": 1, "timeout_seconds": 5}
-
-
-def write_answers(out, model_id="m", **changes):
-    """Answers as FastChat writes them; `changes` are finish reasons or texts by question id."""
-    rows = []
-    for question in QUESTIONS:
-        i = question["question_id"]
-        choice = {"index": 0, "turns": changes.get(f"q{i}", [f"{model_id} {i} first", f"{model_id} {i} second"])}
-        row = {"question_id": i, "answer_id": f"a{i}", "model_id": model_id, "choices": [choice], "tstamp": 1.0}
-        rows.append(row)
-    write_jsonl(out / "model_answer" / f"{model_id}.jsonl", rows)
 
 
 @pytest.fixture
@@ -46,11 +34,6 @@ def run(out, data_dir, server):
         return judge(out, arguments.pop("data_dir", data_dir), judge_model, **arguments)
 
     return call
-
-
-def is_first_turn_of_3(body):
-    prompt = body["messages"][-1]["content"]
-    return prompt.startswith(PROMPTS["single-v1"].split("Question")[0] + "Question: Why is ice")
 
 
 def test_every_answer_is_judged_once_by_fastchat_s_prompts(run, server):

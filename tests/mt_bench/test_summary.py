@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
+from support.mt_bench import QUESTIONS, write_answers
+from support.server import Say
 
 from ctxaware.errors import InputError
 from ctxaware.mt_bench.judge import judge
 from ctxaware.mt_bench.summary import Results
 from ctxaware.plots import CATEGORICAL
-from mt_bench.conftest import QUESTIONS
-from mt_bench.server import Say
-from mt_bench.test_judge import write_answers
 
 
 @pytest.fixture

@@ -1,0 +1,45 @@
+"""`ctxaware heatmap`: pictures of needle grids."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command("heatmap")
+def heatmap(
+    path: Annotated[Path, typer.Argument(help="A samples_nih_ctx*.jsonl file, or a folder with such files.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures; default beside each file.")] = None,
+) -> None:
+    """Draw recall by context length and depth, a picture for each needle task and run found.
+
+    The harness writes the samples with --log_samples --output_path FOLDER.
+
+    \b
+    Examples:
+      lm_eval … --tasks nih_ctx --log_samples --output_path results
+      ctxaware heatmap results
+    """
+    from ctxaware import plots
+    from ctxaware.errors import InputError
+    from ctxaware.report import samples
+
+    for file in samples.find_samples(path, "nih_ctx"):
+        rows, results = file.rows(), file.results()
+        if any("recall" not in row for row in rows):
+            raise InputError(f"{file.path} holds answers without recall; run the task again without --predict_only")
+        docs = [row["doc"] for row in rows]
+        model = results.get("model_name") or file.path.parent.name
+        template = {True: "with chat template", False: "without chat template"}.get(
+            bool(results.get("chat_template")) if results else None, ""
+        )
+        plots.recall_heatmap(
+            [doc["context_length"] for doc in docs],
+            [doc["depth_percent"] for doc in docs],
+            [row["recall"] for row in rows],
+            " · ".join(filter(None, [file.task, Path(model).name, template])),
+            png := (out or file.path.parent) / f"{file.path.stem}.png",
+        )
+        print(png)

@@ -1,0 +1,1 @@
+"""Instruction data: releases, cleaning, conversations in files (`ctxaware prepare`)."""

@@ -1,0 +1,208 @@
+"""Conversations in files: read one at a time from JSON, JSONL, Parquet or a folder, written whole or not at all.
+
+A conversation is a dict with `id` and `messages`, each message a dict with `role` and `content`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ctxaware.errors import InputError
+from ctxaware.runs.files import output_file
+
+STEM = "conversations"  # of the file that `prepare` and `select` write into their folder
+FORMATS = ("parquet", "jsonl")
+_ROW_GROUP = 1000  # conversations of one Parquet row group: what is in memory at once
+
+
+class BrokenFileError(InputError):
+    """A file ends or breaks in the middle; `n_whole` records stand before the break."""
+
+    def __init__(self, path: Path, n_whole: int, cause: str):
+        super().__init__(
+            f"{path} is broken after {n_whole} whole conversations ({cause}); get the whole file, or take these "
+            f"with: ctxaware prepare --salvage"
+        )
+        self.n_whole = n_whole
+
+
+def find_file(path: str | Path, preferred: str | None = None) -> Path:
+    """The data file that `path` names: itself, or the one in a folder.
+
+    Args:
+        path: a file, a folder that `prepare` or `select` wrote, or one with a single data file.
+        preferred: a glob of the file in a folder of a data set's release.
+
+    Raises:
+        InputError: there is no such path, or no single data file in it.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise InputError(f"{path} does not exist; expected a JSON, JSONL or Parquet file or a folder with one")
+    written = [path / f"{STEM}.{kind}" for kind in FORMATS if (path / f"{STEM}.{kind}").is_file()]
+    found = written or (sorted(path.glob(preferred)) if preferred else [])
+    if not found:
+        kinds = ("*.parquet", "*.jsonl", "*.json")
+        found = sorted(p for kind in kinds for p in path.glob(kind) if p.name != "statistics.json")
+    if len(found) != 1:
+        names = ", ".join(str(p.relative_to(path)) for p in found[:5]) or "none"
+        raise InputError(f"expected one data file in {path}, found {names}; pass the file itself")
+    return found[0]
+
+
+def read_records(path: Path, on_share: Callable[[float], None] | None = None) -> Iterator[dict]:
+    """The records of a JSON list, JSONL or Parquet file, one at a time: memory does not grow with the file.
+
+    Args:
+        path: of the file.
+        on_share: called now and then with the share of the file that has been read, 0–1.
+
+    Raises:
+        BrokenFileError: the file ends or breaks in the middle, after its whole records were yielded.
+        InputError: the file is none of the three.
+    """
+    if path.suffix == ".parquet":
+        yield from _read_parquet(path, on_share)
+        return
+    with open(path, "rb") as file:
+        start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    if start == b"[":
+        yield from _read_json_list(path, on_share)
+    elif start == b"{":
+        yield from _read_jsonl(path, on_share)
+    else:
+        raise InputError(f"{path} is neither a JSON list, JSON lines nor Parquet (it starts with {start!r})")
+
+
+def _read_parquet(path: Path, on_share) -> Iterator[dict]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            n_read = 0
+            for batch in file.iter_batches(batch_size=_ROW_GROUP):
+                yield from batch.to_pylist()
+                n_read += batch.num_rows
+                _tell(on_share, n_read, file.metadata.num_rows)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} is not a whole Parquet file: {error}") from error
+
+
+def _read_json_list(path: Path, on_share) -> Iterator[dict]:
+    import ijson
+
+    n_whole = 0
+    with open(path, "rb") as file:
+        if file.read(3) != b"\xef\xbb\xbf":  # a byte order mark
+            file.seek(0)
+        try:
+            for record in ijson.items(file, "item", use_float=True):
+                yield record
+                n_whole += 1
+                if n_whole % _ROW_GROUP == 0:
+                    _tell(on_share, file.tell(), path.stat().st_size)
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            raise BrokenFileError(path, n_whole, " ".join(str(error).split())[:80]) from error
+
+
+def _read_jsonl(path: Path, on_share) -> Iterator[dict]:
+    n_whole = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise BrokenFileError(path, n_whole, f"line {number}: {error}") from error
+            yield record
+            n_whole += 1
+            if n_whole % _ROW_GROUP == 0:
+                _tell(on_share, file.tell(), path.stat().st_size)
+
+
+def _tell(on_share, done: int, total: int) -> None:
+    if on_share and total:
+        on_share(done / total)
+
+
+def read_conversations(path: str | Path) -> Iterator[dict]:
+    """Conversations of a file or folder, checked.
+
+    Raises:
+        InputError: a record is no conversation (says which, and what it lacks), or an `id` comes twice.
+    """
+    file, seen = find_file(path), set()
+    for number, record in enumerate(read_records(file)):
+        where = f"{file}, record {number}"
+        if not isinstance(record, dict) or not isinstance(record.get("messages"), (list, tuple)):
+            found = f"keys {sorted(record)[:5]}" if isinstance(record, dict) else type(record).__name__
+            raise InputError(f"{where}: expected an object with id and messages, got {found}; run ctxaware prepare")
+        if not isinstance(record.get("id"), str):
+            raise InputError(f"{where}: expected id to be text, got {record.get('id')!r}; run ctxaware prepare")
+        if record["id"] in seen:
+            raise InputError(f"{where}: id {record['id']!r} comes twice; ids must be unique: run ctxaware prepare")
+        seen.add(record["id"])
+        for message in record["messages"]:
+            if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+                raise InputError(
+                    f"{where} ({record['id']}): expected messages with role and content as text, got "
+                    f"{str(message)[:60]!r}; run ctxaware prepare"
+                )
+        yield record
+
+
+def fingerprint(path: str | Path) -> str:
+    """SHA-256 of the data file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(find_file(path), "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_conversations(
+    folder: Path, conversations: Iterable[dict], kind: str = "parquet", extra_columns: Sequence[tuple] = ()
+) -> Path:
+    """Write conversations into `folder`, one row group at a time, whole or not at all.
+
+    Args:
+        folder: made if need be; a file of the other format in it is removed at the end.
+        conversations: dicts with `id`, `messages` and what `extra_columns` names.
+        kind: "parquet" or "jsonl".
+        extra_columns: further `(name, pyarrow type)` pairs.
+
+    Returns:
+        The file's path.
+    """
+    if kind not in FORMATS:
+        raise InputError(f"format must be one of {', '.join(FORMATS)}, got {kind!r}")
+    path = Path(folder) / f"{STEM}.{kind}"
+    with output_file(path) as beside:
+        if kind == "jsonl":
+            with open(beside, "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(c, ensure_ascii=False) + "\n" for c in conversations)
+        else:
+            _write_parquet(beside, conversations, extra_columns)
+    for other in FORMATS:
+        if other != kind:
+            (path.parent / f"{STEM}.{other}").unlink(missing_ok=True)
+    return path
+
+
+def _write_parquet(path: Path, conversations: Iterable[dict], extra: Sequence[tuple]) -> None:
+    import itertools
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    schema = pa.schema([("id", pa.string()), ("messages", pa.list_(message)), *extra])
+    rows = iter(conversations)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        while group := list(itertools.islice(rows, _ROW_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))

@@ -1,0 +1,133 @@
+"""One run of `ctxaware prepare`: find the release, clean it, write conversations and statistics."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctxaware import __version__
+from ctxaware.chat import n_instructions
+from ctxaware.data.cleaning import COUNTS
+from ctxaware.data.conversations import BrokenFileError, find_file, read_records, write_conversations
+from ctxaware.data.releases import DATASETS, clean
+from ctxaware.data.sources import HUB, load_from_hub
+from ctxaware.errors import InputError
+from ctxaware.runs.files import write_json
+from ctxaware.runs.progress import progress_bar
+
+STATISTICS = "statistics.json"
+
+
+@dataclass(frozen=True)
+class PrepareRun:
+    """What `ctxaware prepare` was asked to do; the fields are its options."""
+
+    source: str
+    dataset: str
+    out: Path
+    kind: str = "parquet"
+    tokenizer: str | None = None
+    revision: str | None = None
+    salvage: bool = False
+
+
+def prepare_dataset(run: PrepareRun) -> dict:
+    """Write clean conversations and their statistics into `run.out`; nothing is written where an error ends it.
+
+    Returns:
+        The statistics, as in `statistics.json`.
+
+    Raises:
+        InputError: the source is none, of another shape, or broken in the middle.
+    """
+    if run.dataset not in DATASETS:
+        raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {run.dataset!r}; pass --dataset")
+    counts, sums = Counter(), Counter()
+    n_tokens = _token_counter(run.tokenizer)
+    with progress_bar(f"preparing {run.dataset}", 100) as advance:
+        records = _Records(run, advance)
+        conversations = clean(records, run.dataset, counts)
+        file = write_conversations(run.out, _summed(conversations, sums, n_tokens), run.kind)
+    statistics = {
+        "dataset": run.dataset,
+        "source": records.source,
+        "revision": run.revision,
+        "records": records.n,
+        "broken_after": records.broken_after,
+        "conversations": sums["conversations"],
+        "instructions": sums["instructions"],
+        "mean_tokens": sums["tokens"] / sums["conversations"] if n_tokens and sums["conversations"] else None,
+        "tokenizer": run.tokenizer,
+        "removed_or_repaired": {name: counts[name] for name in COUNTS},
+        "ctxaware": __version__,
+    }
+    if not sums["conversations"]:
+        file.unlink()
+        raise InputError(f"no conversation is left of the {records.n} records of {records.source}; is --dataset right?")
+    write_json(run.out / STATISTICS, statistics)
+    return statistics
+
+
+class _Records:
+    """The records of a release, counted; a broken file ends them where `salvage` allows it."""
+
+    def __init__(self, run: PrepareRun, advance):
+        self.run, self.advance = run, advance
+        self.n, self.broken_after, self.share = 0, None, 0.0
+        spec, path = DATASETS[run.dataset], Path(run.source)
+        if path.exists():
+            self.file = find_file(path, spec.file)
+            self.source = str(self.file)
+        elif run.source == HUB and spec.hub is None:
+            raise InputError(f"data set {run.dataset!r} has no hub name of its own; pass a hub name or a path")
+        elif run.source == HUB or (run.source.count("/") == 1 and not path.suffix):
+            self.file, self.source = None, spec.hub if run.source == HUB else run.source
+        else:
+            raise InputError(f"{run.source} does not exist; expected a file, a folder, a hub name (owner/name), or hub")
+
+    def __iter__(self) -> Iterator[dict]:
+        rows = self._from_hub() if self.file is None else read_records(self.file, self._show)
+        try:
+            for record in rows:
+                self.n += 1
+                yield record
+        except BrokenFileError as error:
+            if not self.run.salvage:
+                raise
+            self.broken_after = error.n_whole
+
+    def _from_hub(self) -> Iterable[dict]:
+        remedy = "pass the path of a downloaded file or folder in place of the hub name"
+        spec = DATASETS[self.run.dataset]
+        return load_from_hub("source", self.source, spec.split, revision=self.run.revision, remedy=remedy)
+
+    def _show(self, share: float) -> None:
+        self.advance(100 * (share - self.share))
+        self.share = share
+
+
+def _summed(conversations: Iterable[dict], sums: Counter, n_tokens) -> Iterator[dict]:
+    for conversation in conversations:
+        sums["conversations"] += 1
+        sums["instructions"] += n_instructions(conversation["messages"])
+        if n_tokens:
+            sums["tokens"] += n_tokens(conversation["messages"])
+        yield conversation
+
+
+def _token_counter(name: str | None):
+    """A function from messages to the number of tokens, rendered with the chat template where there is one."""
+    if name is None:
+        return None
+    from ctxaware.models import load_tokenizer
+
+    tokenizer = load_tokenizer(name)
+
+    def n_tokens(messages: list[dict]) -> int:
+        if tokenizer.chat_template:
+            text = tokenizer.apply_chat_template(messages, tokenize=False)
+        else:
+            text = "\n".join(message["content"] for message in messages)
+        return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    return n_tokens

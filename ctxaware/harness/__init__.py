@@ -1,0 +1,1 @@
+"""lm-evaluation-harness: tasks, settings, metrics, needles and reading data sets."""

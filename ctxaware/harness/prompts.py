@@ -1,0 +1,61 @@
+"""Prompt templates of the protocol (sections 1 and 2), and a user message as the prompt that a model continues."""
+
+from collections.abc import Callable
+
+from ctxaware.errors import InputError
+
+PROMPT_TEMPLATES = {  # the paper's table 8; {context} on lines of its own
+    1: "You are a helpful AI assistant that answers a question using only the provided document:\n"
+    "{context}\n"
+    "Question: {question}",
+    2: "You are a helpful AI assistant that answers a question using only the provided context:\n"
+    "{context}\n"
+    "Question: {question}",
+    3: "Document:\n{context}\nAnswer the question according to the provided document: {question}",
+    4: "Context:\n{context}\nAnswer the question according to the provided context: {question}",
+}
+
+PASSAGE_QUESTION = "{context}\nAnswer the question according to the above passage: {question}"
+PASSAGE_PIECES = "{context}\nAnswer the question with pieces from the the above passage: {question}"  # "the the": sic
+ULTRACHAT = "{context} {question}"
+
+
+def user_prompt(
+    text: str, chat_template: Callable | None = None, system: str = "", response_prefix: str = ""
+) -> str | list:
+    """One user message as a prompt that a model continues.
+
+    With a template the system message is sent also where it is empty (otherwise some templates write
+    one of their own); a template that refuses it gets none. The prefix follows the generation prompt:
+    no closing assistant message is needed, which some templates refuse.
+
+    Args:
+        text: the user's message.
+        chat_template: `(messages, add_generation_prompt=True) -> str`, as the harness's models offer; None for none.
+        system: the system message.
+        response_prefix: the start of the answer.
+
+    Raises:
+        InputError: a prefix was asked for and the back end takes messages instead of text, or the template
+            drops a system message that says something.
+    """
+    from jinja2.exceptions import TemplateError
+
+    if chat_template is None:
+        head = f"{system}\n\n" if system else ""
+        return f"{head}{text}\n\n{response_prefix}" if response_prefix else head + text
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+    try:
+        prompt = chat_template(messages, add_generation_prompt=True)
+    except TemplateError:
+        prompt = chat_template(messages[1:], add_generation_prompt=True)
+    if isinstance(prompt, str) and system.strip() not in prompt:
+        raise InputError("the chat template takes no system message; leave out --system_instruction")
+    if not response_prefix:
+        return prompt
+    if not isinstance(prompt, str):
+        raise InputError(
+            "a response prefix can't be sent with messages; use a task without _prefix, or text: "
+            "--model local-completions with tokenized_requests=True and tokenizer=NAME_OR_FOLDER"
+        )
+    return prompt + (" " if prompt and not prompt[-1].isspace() else "") + response_prefix

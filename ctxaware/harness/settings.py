@@ -1,0 +1,94 @@
+"""The tasks' settings: YAML metadata, overridden by `--metadata`, mixed with the model's own arguments.
+
+The harness hands a task one dictionary in which the YAML's metadata, `--model_args` and `--metadata`
+are merged. Our keys are picked out of it here; what is left can be a model argument, so it is refused
+only where it looks like a misspelt key of ours, and everything used or passed over is logged.
+"""
+
+import dataclasses
+import difflib
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from ctxaware.data.sources import HUB
+from ctxaware.errors import InputError
+
+logger = logging.getLogger("lm_eval.ctxaware")  # shown by the harness's own log settings
+
+_BOOKKEEPING = {"version", "config", "config_source", "_metadata"}
+
+
+@dataclass(frozen=True)
+class NeedleSettings:
+    """Settings of the needle-in-a-haystack tasks. Lengths in tokens of the model's tokenizer."""
+
+    max_context_length: int = 4000  # the whole budget: `reserve` of it is kept for template, question and answer
+    min_context_length: int = 200
+    num_context_lengths: int = 20
+    num_depths: int = 20
+    needle: str = "sf"
+    prompt_template: int = 1
+    reserve: int = 200
+    haystack: str | None = None  # follows `source`
+    source: str = HUB
+    data_revision: str | None = None
+
+
+@dataclass(frozen=True)
+class ReadingSettings:
+    """Settings of the reading tasks."""
+
+    source: str = HUB
+    prompt: str = "default"
+    data_revision: str | None = None
+
+
+OUR_KEYS = {f.name for cls in (NeedleSettings, ReadingSettings) for f in dataclasses.fields(cls)}
+
+
+def resolve(cls: type, metadata: dict[str, Any], task: str) -> Any:
+    """An instance of a settings class from the harness's merged metadata.
+
+    Args:
+        cls: `NeedleSettings` or `ReadingSettings`.
+        metadata: YAML metadata, model arguments and `--metadata` in one.
+        task: the task's name, for messages.
+
+    Raises:
+        InputError: a value of the wrong type, or a key that is ours but for its spelling.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values = {key: _typed(key, metadata[key], fields[key].type) for key in fields if metadata.get(key) is not None}
+    others = sorted(set(metadata) - OUR_KEYS - _BOOKKEEPING)
+    for key in others:
+        _refuse_misspelt(key, task)
+    settings = cls(**values)
+    used = ", ".join(f"{key}={getattr(settings, key)}" for key in fields)
+    unused = sorted(key for key in OUR_KEYS - set(fields) if metadata.get(key) is not None)
+    rest = [
+        f"; {what}: {', '.join(keys)}"
+        for what, keys in (("for other tasks", unused), ("left to the model", others))
+        if keys
+    ]
+    logger.info("%s: settings used: %s%s", task, used, "".join(rest))
+    return settings
+
+
+def _typed(key: str, value: Any, kind: str | type) -> Any:
+    if kind is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise InputError(f"{key} must be a whole number, got {value!r}; pass --metadata '{{\"{key}\": 4}}'")
+    if isinstance(value, str):
+        return value
+    raise InputError(f'{key} must be text, got {value!r}; pass --metadata \'{{"{key}": "…"}}\'')
+
+
+def _refuse_misspelt(key: str, task: str) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    near = difflib.get_close_matches(key, OUR_KEYS, n=1, cutoff=0.8)
+    near = near or [ours for ours in sorted(OUR_KEYS) if len(key) > 4 and key in ours]
+    if near and key not in HFLM.__init__.__annotations__:
+        raise InputError(f"{task}: unknown setting {key!r} in --metadata; did you mean {near[0]!r}?")

@@ -1,0 +1,1 @@
+"""The indicator token `[IND]` (protocol section 3)."""

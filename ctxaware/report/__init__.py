@@ -1,0 +1,1 @@
+"""Results that the harness wrote: reading them, comparing them, showing them."""

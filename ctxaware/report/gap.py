@@ -1,0 +1,238 @@
+"""The context-awareness gap: the cells of the paper's table 7 for two models, and what separates them."""
+
+import dataclasses
+import gc
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ctxaware.errors import InputError
+from ctxaware.harness.paths import tasks_folder
+from ctxaware.intervals import Interval, bootstrap_mean
+from ctxaware.report.samples import find_samples
+from ctxaware.runs.files import remove_unfinished, whole_folder, write_text
+
+NEEDLE_TASK = "nih_ctx"
+READING_TASKS = ("squad_contain", "quac_contain", "drop_contain")
+TASKS = (NEEDLE_TASK, *READING_TASKS)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the table: a model, with or without its chat template, with or without a response prefix."""
+
+    model: str  # base or instruct
+    template: bool
+    prefix: bool
+
+    @property
+    def title(self) -> str:
+        """As the table's row names it."""
+        template = "with template" if self.template else "without template"
+        return f"{self.model}, {template}{', prefix' if self.prefix else ''}"
+
+    def task(self, task: str) -> str:
+        """The harness's name of the task in this cell."""
+        return f"{task}_prefix" if self.prefix else task
+
+    def folder(self, out: Path, task: str) -> Path:
+        """Where this cell's results of a task stand."""
+        return out / f"{self.model}-{'template' if self.template else 'plain'}" / self.task(task)
+
+
+def cells(task: str, models: dict[str, str]) -> list[Cell]:
+    """The cells of a task: the prefix is the start of the needle, so only the needle task has it."""
+    needle = task == NEEDLE_TASK
+    table = [Cell("base", False, needle), Cell("instruct", False, needle)]
+    table += [Cell("instruct", True, True)] if needle else []
+    table += [Cell("instruct", True, False)]
+    return [cell for cell in table if cell.model in models]
+
+
+def effects(task: str) -> dict[str, tuple[Cell, Cell]]:
+    """Name of each effect and the cells whose difference (first less second) it is."""
+    needle = task == NEEDLE_TASK
+    base, plain, template = (
+        Cell("base", False, needle),
+        Cell("instruct", False, needle),
+        Cell("instruct", True, needle),
+    )
+    found = {"tuning effect": (plain, base), "template effect": (template, plain)}
+    if needle:
+        found["effect of leaving out the prefix"] = (Cell("instruct", True, False), template)
+    return found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run: models, back end, tasks and their settings."""
+
+    models: dict[str, str]  # base and/or instruct: name or folder
+    tasks: tuple[str, ...]
+    settings: dict[str, Any]  # the tasks' metadata
+    backend: str = "hf"
+    model_args: dict[str, Any] = field(default_factory=dict)
+    batch_size: str = "1"
+    device: str | None = None
+
+    def __post_init__(self):
+        if not self.models:
+            raise InputError("nothing to compare: pass --instruct, --base, or both")
+        unknown = [task for task in self.tasks if task not in TASKS]
+        if unknown or not self.tasks:
+            raise InputError(f"--tasks must be some of {','.join(TASKS)}, got {','.join(unknown) or 'none'}")
+
+    def arguments(self, model: str) -> dict[str, Any]:
+        """The harness's model arguments for one of the models."""
+        return {"pretrained": self.models[model], **self.model_args}
+
+    def runs(self, out: Path) -> Iterator[tuple[Cell, str]]:
+        """Cells and tasks that are not there yet, model by model."""
+        for model in self.models:
+            for task in self.tasks:
+                for cell in cells(task, self.models):
+                    if cell.model == model and not cell.folder(out, task).is_dir():
+                        yield cell, task
+
+
+def run(plan: Plan, out: Path) -> dict[str, Any]:
+    """Evaluate what is missing under `out`, each model loaded once, and return the tables' content.
+
+    Every answer is kept in a cache as it is generated, and a cell's files are renamed into place
+    when whole, so that an interrupted run continues where it was.
+
+    Args:
+        plan: what to run.
+        out: the folder of results; made if absent.
+
+    Returns:
+        `cells` and `effects` by task, as `table` and JSON show them.
+
+    Raises:
+        InputError: `out` belongs to another plan, a chat template is missing, or a task refuses its settings.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("ctxaware gap runs in one process; start it without a launcher, or use --model-backend vllm")
+    _claim(out, plan)
+    todo = list(plan.runs(out))
+    for model in dict.fromkeys(cell.model for cell, _ in todo):
+        if any(cell.template for cell, _ in todo if cell.model == model):
+            _require_template(plan, model)
+        lm = _load(plan, model)
+        for cell, task in todo:
+            if cell.model == model:
+                _evaluate(lm, plan, cell, task, out)
+        del lm
+        gc.collect()  # the harness's models are cyclic: without this two would share the device's memory
+    return summarise(plan, out)
+
+
+def _claim(out: Path, plan: Plan) -> None:
+    """Write the plan into the folder; where one stands already, refuse another (a model may be added)."""
+    out.mkdir(parents=True, exist_ok=True)
+    path, mine = out / "plan.json", json.loads(json.dumps(dataclasses.asdict(plan)))
+    theirs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else mine
+    both = {"settings", "backend", "model_args"}, theirs["models"].keys() & mine["models"].keys()
+    was, now = (
+        {key: each[key] for key in both[0]} | {key: each["models"][key] for key in both[1]} for each in (theirs, mine)
+    )
+    if differing := sorted(key for key in was if was[key] != now[key]):
+        was, now = ({key: each[key] for key in differing} for each in (was, now))
+        raise InputError(f"{out} holds results of other settings: {was}, now {now}; pass another --out")
+    write_text(path, json.dumps({**mine, "models": theirs["models"] | mine["models"]}, indent=2))
+
+
+def _require_template(plan: Plan, model: str) -> None:
+    from ctxaware.harness.window import load_tokenizer
+
+    if not load_tokenizer(plan.arguments(model), "ctxaware gap").chat_template:
+        raise InputError(
+            f"{plan.models[model]} has no chat template; pass it as --base, and the chat model as --instruct"
+        )
+
+
+def _load(plan: Plan, model: str):
+    import torch
+    from lm_eval.api.registry import get_model
+
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    more = {"batch_size": plan.batch_size, "device": plan.device or (here if plan.backend == "hf" else None)}
+    try:
+        return get_model(plan.backend).create_from_arg_obj(plan.arguments(model), more)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"can't load --{model} {plan.models[model]}: {str(error).splitlines()[0]}") from error
+
+
+def _evaluate(lm, plan: Plan, cell: Cell, task: str, out: Path) -> None:
+    from lm_eval import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.tasks import TaskManager
+
+    name, arguments = cell.task(task), plan.arguments(cell.model)
+    manager = TaskManager(
+        include_path=str(tasks_folder()),
+        include_defaults=False,
+        metadata={**arguments, **plan.settings},
+    )
+    remove_unfinished(cell.folder(out, task))
+    with whole_folder(cell.folder(out, task)) as folder:
+        tracker = EvaluationTracker(output_path=str(folder))
+        results = simple_evaluate(
+            model=lm,
+            model_args=arguments,
+            tasks=[name],
+            task_manager=manager,
+            apply_chat_template=cell.template,
+            use_cache=str(out / "cache" / cell.model),
+            log_samples=True,
+            evaluation_tracker=tracker,
+            bootstrap_iters=0,
+        )
+        samples = results.pop("samples")
+        tracker.save_results_aggregated(results=results, samples=samples)
+        tracker.save_results_samples(task_name=name, samples=samples[name])
+        find_samples(folder, name)  # the tracker only logs a failure to write
+
+
+def _scores(cell: Cell, out: Path, task: str) -> list[float]:
+    (file,) = find_samples(cell.folder(out, task), cell.task(task))
+    return [row["score"] for row in sorted(file.rows(), key=lambda row: row["doc_id"])]
+
+
+def summarise(plan: Plan, out: Path) -> dict[str, Any]:
+    """Means of all cells and paired differences between them, each with a 95% bootstrap interval."""
+    summary: dict[str, Any] = {"cells": {}, "effects": {}}
+    for task in plan.tasks:
+        scores = {cell: _scores(cell, out, task) for cell in cells(task, plan.models)}
+        summary["cells"][task] = {cell.title: bootstrap_mean(values) for cell, values in scores.items()}
+        summary["effects"][task] = {
+            name: bootstrap_mean([x - y for x, y in zip(scores[first], scores[second], strict=True)])
+            for name, (first, second) in effects(task).items()
+            if first in scores and second in scores
+        }
+    return summary
+
+
+def table(summary: dict[str, dict[str, dict[str, Interval]]]) -> str:
+    """The summary as one Markdown table."""
+    lines = ["| task | cell | score [95% interval] | n |", "|---|---|---|---|"]
+    for task, of_cells in summary["cells"].items():
+        lines += [f"| {task} | {title} | {interval} | {interval.n} |" for title, interval in of_cells.items()]
+        lines += [f"| {task} | *{name}* | {i.signed} | {i.n} |" for name, i in summary["effects"][task].items()]
+    return "\n".join(lines)
+
+
+def save(summary: dict[str, Any], plan: Plan, out: Path) -> None:
+    """Write `gap.md` and `gap.json` beside the results."""
+    write_text(out / "gap.md", table(summary) + "\n")
+    content = {"plan": dataclasses.asdict(plan), **_as_dicts(summary)}
+    write_text(out / "gap.json", json.dumps(content, indent=2) + "\n")
+
+
+def _as_dicts(node: Any) -> Any:
+    if isinstance(node, Interval):
+        return dataclasses.asdict(node)
+    return {key: _as_dicts(value) for key, value in node.items()}

@@ -1,0 +1,86 @@
+"""Files and folders that are there whole or not at all."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ctxaware.errors import InputError
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; flushed to disk and renamed to `path` at the end, removed on an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    unfinished = Path(name)
+    try:
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.chmod(0o666 & ~_umask())  # mkstemp's is private
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to fill; renamed to `path` at the end, removed on an error.
+
+    Where another process was first, its folder stays and ours is dropped.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield unfinished
+        unfinished.chmod(0o777 & ~_umask())
+        try:
+            unfinished.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed processes left of `whole_folder(path)`; only where no other process can be at it."""
+    for left in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def output_file(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, as `files.whole_file`, with a full disk told in one line.
+
+    Raises:
+        InputError: the disk is full or the place can't be written to.
+    """
+    try:
+        with whole_file(path) as unfinished:
+            yield unfinished
+    except OSError as error:
+        raise InputError(f"can't write {path}: {error.strerror or error}; make room or choose another place") from error
+
+
+def write_json(path: Path, value) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    with output_file(path) as beside:
+        beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

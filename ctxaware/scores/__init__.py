@@ -1,0 +1,1 @@
+"""Context-dependency scores of turns (`ctxaware score`, `select`, `layers`)."""

@@ -1,1 +1,0 @@
-"""The task files that lm-evaluation-harness reads: data only."""

@@ -1,0 +1,203 @@
+"""Arguments of the recipes: YAML files fill them, the command line overrides, what is unknown is an error."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from trl import ModelConfig, SFTConfig, TrlParser
+
+from ctxaware.errors import InputError
+from ctxaware.scores.formula import DEFAULT_LAYER
+from ctxaware.scores.select import DEFAULT_THRESHOLD
+
+
+@dataclass
+class RunArguments:
+    """What every recipe takes besides TRL's own arguments."""
+
+    data: str | None = field(
+        default=None,
+        metadata={"help": "Conversations: what ctxaware prepare wrote, a release's file, owner/name, or hub."},
+    )
+    dataset: str = field(default="messages", metadata={"help": "sharegpt, ultrachat, wizardlm, or messages."})
+    data_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data on the hub."})
+    effective_batch_size: int = field(
+        default=128,
+        metadata={"help": "Conversations of one step, over all devices; the accumulation follows from it."},
+    )
+    chat_template: str = field(default="tinyllama", metadata={"help": "tinyllama, or own: the model's."})
+    merge: bool = field(default=False, metadata={"help": "Also write the adapter merged into its base, to merged/."})
+
+
+@dataclass
+class IndicatorArguments:
+    """Which instructions carry [IND]."""
+
+    scores: str | None = field(default=None, metadata={"help": "A file that ctxaware score wrote for these data."})
+    seed_model: str | None = field(default=None, metadata={"help": "A chat model to score with, in place of scores."})
+    score_layer: int | None = field(
+        default=None, metadata={"help": f"Layer that scores, 0-based; {DEFAULT_LAYER}, or the one in scores."}
+    )
+    threshold: float = field(default=DEFAULT_THRESHOLD, metadata={"help": "Mark instructions with a score above it."})
+    rescore_each_epoch: bool = field(
+        default=False, metadata={"help": "Score anew at each epoch, with the model in training."}
+    )
+    prepared_base: str | None = field(
+        default=None, metadata={"help": "Folder for the base with [IND]; default: output_dir with -base after it."}
+    )
+
+    def __post_init__(self):
+        if self.scores and self.seed_model:
+            raise InputError("pass either --scores or --seed_model, not both")
+        if not (self.scores or self.seed_model or self.rescore_each_epoch):
+            raise InputError("which instructions get [IND]? pass --scores, --seed_model or --rescore_each_epoch true")
+
+
+@dataclass
+class TrainingConfig(SFTConfig):
+    """TRL's arguments with the protocol's values where it has one for all models."""
+
+    max_length: int | None = field(default=2048, metadata={"help": "Tokens kept of a conversation."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warm-up; below 1 a share of all."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs."})
+    save_steps: float = field(default=0.1, metadata={"help": "Steps between checkpoints; below 1 a share of all."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false."})
+
+
+@dataclass
+class Arguments:
+    """All arguments of one run."""
+
+    run: RunArguments
+    training: TrainingConfig
+    model: ModelConfig
+    indicator: IndicatorArguments | None = None
+
+
+def parse_arguments(*own: type, argv: Sequence[str] | None = None) -> Arguments:
+    """Arguments from `--config FILE` (once or more, no key twice) and the command line, which has the last word.
+
+    Args:
+        own: `IndicatorArguments` for the recipe that takes them.
+        argv: the command line; default the process's own.
+
+    Raises:
+        InputError: a key or value is unknown or comes twice, or what is needed is missing.
+    """
+    config, rest = read_configs(list(sys.argv[1:] if argv is None else argv))
+    parser = TrlParser((RunArguments, TrainingConfig, ModelConfig, *own))
+    known = {action.dest: action for action in parser._actions}
+    for key, value in config.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            raise InputError(f"unknown key {key!r} in the config" + (f"; did you mean {close[0]}?" if close else ""))
+        choices = known[key].choices
+        if choices and value is not None and value not in choices:
+            raise InputError(f"{key} must be one of {', '.join(map(str, choices))}, got {value!r} in the config")
+    parser.set_defaults_with_config(**config)
+    try:
+        *parsed, left = parser.parse_args_into_dataclasses(args=rest, return_remaining_strings=True)
+    except ValueError as error:
+        raise InputError(f"the arguments don't fit together: {error}") from error
+    if left:
+        raise InputError(f"unknown argument {' '.join(left)}; --help lists them all")
+    run, training, model, *indicator = parsed
+    if run.data is None or model.model_name_or_path is None:
+        raise InputError(
+            f"pass --{'data' if run.data is None else 'model_name_or_path'}, or a --config that says it "
+            "(recipes/configs has one a model and one a data set)"
+        )
+    arguments = Arguments(run, training, model, *indicator)
+    _check(arguments)
+    training.output_dir = str(Path(training.output_dir))
+    training.gradient_accumulation_steps = accumulation(arguments, training.world_size)
+    return arguments
+
+
+# TRL's arguments that these recipes have no use for, and what to do instead
+_REFUSED = {
+    "chat_template_path": "the saved template must be the one trained with; pass --chat_template",
+    "eos_token": "the chat template closes messages with the tokenizer's own; change it in the base's tokenizer",
+    "truncation_mode": "conversations are kept from their start",
+    "resume_from_checkpoint": "the same command takes up its run from the newest complete checkpoint by itself",
+    "save_only_model": "such a checkpoint could not be taken up; leave it out",
+    "trust_remote_code": "only models that transformers knows are trained",
+    "eval_strategy": "the recipes hold no data out; evaluate what they save with lm_eval",
+}
+
+
+def _check(arguments: Arguments) -> None:
+    run, training, model = arguments.run, arguments.training, arguments.model
+    defaults = {field.name: field.default for field in fields(training)}
+    for name, instead in _REFUSED.items():
+        if (value := getattr(training, name)) != defaults[name]:
+            raise InputError(f"{name} can't be set here, got {value!r}: {instead}")
+    if training.per_device_train_batch_size < 1:
+        raise InputError(f"per_device_train_batch_size must be at least 1, got {training.per_device_train_batch_size}")
+    if run.merge and not model.use_peft:
+        raise InputError("--merge needs an adapter to merge; pass --use_peft true, or leave it out")
+    if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
+        raise InputError("quantized weights can't be trained themselves; pass --use_peft true for an adapter on them")
+
+
+def accumulation(arguments: Arguments, n_processes: int) -> int:
+    """Steps of accumulation that make the effective batch.
+
+    Raises:
+        InputError: the effective batch is no multiple of what one pass over all devices takes.
+    """
+    per_device, effective = arguments.training.per_device_train_batch_size, arguments.run.effective_batch_size
+    if arguments.training.gradient_accumulation_steps != 1:
+        raise InputError("gradient_accumulation_steps follows from --effective_batch_size; leave it out")
+    at_once = per_device * n_processes
+    if effective < 1 or effective % at_once:
+        raise InputError(
+            f"effective_batch_size must be a multiple of {at_once} ({n_processes} processes x "
+            f"per_device_train_batch_size {per_device}), got {effective}"
+        )
+    return effective // at_once
+
+
+def read_configs(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The keys of all `--config` files together, and the rest of the command line.
+
+    Raises:
+        InputError: a file is missing or no mapping, or a key comes twice.
+    """
+    paths, rest = [], []
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            paths.append(next(words, ""))
+        elif word.startswith("--config="):
+            paths.append(word.removeprefix("--config="))
+        else:
+            rest.append(word)
+    merged, source = {}, {}
+    for path in paths:
+        for key, value in _read_yaml(path):
+            if key in merged:
+                raise InputError(f"{key} comes twice: in {source[key]} and in {path}; leave one out")
+            merged[key], source[key] = value, path
+    return merged, rest
+
+
+def _read_yaml(path: str) -> list[tuple[str, Any]]:
+    import yaml
+
+    if not Path(path).is_file():
+        raise InputError(f"--config {path!r} is no file; recipes/configs has some")
+    try:
+        with open(path, encoding="utf-8") as file:
+            node = yaml.compose(file, Loader=yaml.SafeLoader)  # keeps a key that comes twice
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is no YAML: {error}") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise InputError(f"{path} must hold a mapping, key: value")
+    loader = yaml.SafeLoader("")
+    return [(loader.construct_object(k, deep=True), loader.construct_object(v, deep=True)) for k, v in node.value]

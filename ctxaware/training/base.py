@@ -1,0 +1,111 @@
+"""The prepared base: a base model with the chat template and the `[IND]` token, resized once and saved.
+
+Full training, LoRA and QLoRA all start from it. An adapter trained on it holds LoRA and one row of the embedding, and
+`lm_eval --model hf --model_args pretrained=PREPARED,peft=ADAPTER` finds token and template in the base.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from accelerate import PartialState
+
+from ctxaware.errors import InputError
+from ctxaware.indicator.token import INDICATOR, add_indicator
+from ctxaware.models import load_config, load_tokenizer, resolved_revision
+from ctxaware.runs.files import remove_unfinished, whole_folder, write_text
+from ctxaware.runs.processes import on_main, whole_models
+from ctxaware.training.arguments import Arguments
+from ctxaware.training.templates import chat_template
+
+STAMP = "prepared.json"
+
+
+def training_tokenizer(name: str, revision: str | None = None, template: str = "tinyllama"):
+    """The tokenizer of a base model with the template of training, and a token for padding (EOS where it has none).
+
+    Args:
+        name: hub name or folder of the base.
+        revision: branch, tag or commit.
+        template: as for `chat_template`.
+    """
+    tokenizer = load_tokenizer(name, revision)
+    tokenizer.chat_template = chat_template(template, tokenizer)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
+
+
+def prepare_base(
+    name: str, out: Path, revision: str | None = None, template: str = "tinyllama", untied: bool = False
+) -> Path:
+    """Save a base model with the template and `[IND]`, whose new row is the exact mean of the old ones.
+
+    A base that has the token already is its own prepared base. One that `out` holds already is used again.
+
+    Args:
+        name: hub name or folder of the base.
+        out: the folder to write.
+        revision: branch, tag or commit.
+        template: as for `chat_template`.
+        untied: give the output matrix a copy of its own where it is tied to the embedding. An adapter needs it: one
+            that trains a row of a tied embedding can't be loaded by the harness (its `tie_weights` fails on it).
+
+    Returns:
+        The prepared base's folder, absolute, as adapters remember it.
+
+    Raises:
+        InputError: `out` holds something else.
+    """
+    import torch
+
+    from ctxaware.models import load_model
+
+    tokenizer = training_tokenizer(name, revision, template)
+    config = load_config(name, revision)
+    untied = untied and config.get_text_config().tie_word_embeddings
+    if INDICATOR in tokenizer.get_vocab() and Path(name).is_dir() and not untied:
+        return Path(name).resolve()
+    stamp = {
+        "base": name,
+        "revision": resolved_revision(name, config),
+        "chat_template_sha256": hashlib.sha256(tokenizer.chat_template.encode()).hexdigest(),
+        "untied": untied,
+    }
+    if not out.exists():
+        remove_unfinished(out)
+        dtype = config.dtype or torch.float32  # as it is stored: nothing but the new row may change
+        model = load_model(name, revision, dtype, "cpu")
+        add_indicator(tokenizer, model)
+        if untied:
+            model.config.get_text_config().tie_word_embeddings = False
+            head = model.get_output_embeddings()
+            head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        with whole_folder(out) as unfinished:
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
+            write_text(unfinished / STAMP, json.dumps(stamp, indent=2) + "\n")
+    file = out / STAMP
+    found = json.loads(file.read_text()) if file.is_file() else None
+    if found != stamp:
+        of = f"a base prepared from {found['base']}, other weights, template or tying" if found else "something else"
+        raise InputError(f"{out} holds {of}; remove it or pass another --prepared_base")
+    return out.resolve()
+
+
+def vanilla_base(arguments: Arguments) -> tuple[str, object]:
+    """The base's name and its tokenizer with the template of training."""
+    model = arguments.model
+    tokenizer = training_tokenizer(model.model_name_or_path, model.model_revision, arguments.run.chat_template)
+    return model.model_name_or_path, tokenizer
+
+
+def indicator_base(arguments: Arguments) -> tuple[str, object]:
+    """The prepared base's folder and its tokenizer; the base is prepared where it is not yet."""
+    model, out = arguments.model, arguments.training.output_dir
+    folder = Path(arguments.indicator.prepared_base or f"{out.rstrip('/')}-base")
+    template, name = arguments.run.chat_template, model.model_name_or_path
+    with whole_models(arguments.training.deepspeed_plugin):
+        prepared = on_main(
+            PartialState(), lambda: str(prepare_base(name, folder, model.model_revision, template, model.use_peft))
+        )
+    return prepared, training_tokenizer(prepared, None, template)

@@ -1,0 +1,136 @@
+"""A training run from claim to saved model; it takes itself up where it was interrupted."""
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from accelerate import PartialState
+from datasets import Dataset
+from trl import SFTTrainer
+
+from ctxaware.data.conversations import find_file, fingerprint
+from ctxaware.data.prepare import STATISTICS, PrepareRun, prepare_dataset
+from ctxaware.data.releases import DATASETS
+from ctxaware.errors import InputError, print_error
+from ctxaware.models import load_config, resolved_revision
+from ctxaware.runs.processes import on_main
+from ctxaware.training.arguments import Arguments
+from ctxaware.training.checkpoints import DATA, claim_output, mark_finished, newest_complete
+from ctxaware.training.merge import merge_adapter
+
+# arguments that change nothing in the weights: a run may be taken up with others
+_FREE = ("disable_tqdm", "hub_", "log", "push_to_hub", "report_to", "run_name", "save_", "local_rank")
+_FREE += tuple(f"dataloader_{name}" for name in ("num_workers", "persistent_workers", "pin_memory", "prefetch_factor"))
+
+
+def recipe(main: Callable[[], None]) -> Callable[[], None]:
+    """Decorator of a recipe's `main`: a user's mistake is one line and exit code 2; processes end together."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            main()
+        except InputError as error:
+            if not PartialState().is_main_process:
+                error = f"process {PartialState().process_index}: {error}"  # perhaps its own alone
+            print_error(error)
+            sys.exit(2)
+        finally:
+            PartialState().destroy_process_group()
+
+    return run
+
+
+def say(text: str) -> None:
+    """Print, in the main process."""
+    if PartialState().is_main_process:
+        print(text, flush=True)
+
+
+def start(arguments: Arguments) -> bool:
+    """Claim the output folder for this run.
+
+    Returns:
+        False where the run is finished already.
+
+    Raises:
+        InputError: the folder holds a run of another configuration.
+    """
+    training, state = arguments.training, PartialState()
+    out = Path(training.output_dir)
+    if on_main(state, lambda: claim_output(out, configuration(arguments))):
+        say(f"{out} is trained already")
+        if training.push_to_hub:
+            say(f"to push it: hf upload {training.hub_model_id or 'OWNER/NAME'} {out} --exclude '_*' 'checkpoint-*'")
+        return False
+    say(
+        f"{state.num_processes} process{'es' if state.num_processes > 1 else ''} x "
+        f"{training.per_device_train_batch_size} conversations x {training.gradient_accumulation_steps} steps of "
+        "accumulation = effective batch of "
+        f"{arguments.run.effective_batch_size}"
+    )
+    return True
+
+
+def configuration(arguments: Arguments) -> dict:
+    """All that could change the weights: arguments, and what the names in them stand for."""
+    model, run = arguments.model, arguments.run
+    found = asdict(run) | asdict(model) | (asdict(arguments.indicator) if arguments.indicator else {})
+    found |= {k: v for k, v in arguments.training.to_dict().items() if not k.startswith(_FREE)}
+    found["num_processes"] = PartialState().num_processes
+    config = load_config(model.model_name_or_path, model.model_revision)
+    found["base_weights"] = resolved_revision(model.model_name_or_path, config)
+    files = {"data": run.data, "scores": arguments.indicator.scores if arguments.indicator else None}
+    for name, path in files.items():
+        if path and Path(path).exists():
+            release = DATASETS.get(run.dataset) if name == "data" else None
+            found[f"{name}_sha256"] = fingerprint(find_file(path, release.file if release else None))
+    return found
+
+
+def load_conversations(arguments: Arguments) -> Dataset:
+    """Clean conversations (`id`, `messages`), written once into `_data/` of the output folder with their counts.
+
+    Raises:
+        InputError: there are none, or the file is broken.
+    """
+    run, folder = arguments.run, Path(arguments.training.output_dir) / DATA
+
+    def prepare() -> dict | None:
+        if (folder / STATISTICS).is_file():  # of this run, interrupted before
+            return None
+        return prepare_dataset(PrepareRun(run.data, run.dataset, folder, revision=run.data_revision))
+
+    if (told := on_main(PartialState(), prepare)) is not None:
+        changes = {name: n for name, n in told["removed_or_repaired"].items() if n}
+        say(f"data: {told['conversations']:,} conversations, {told['instructions']:,} instructions")
+        say("".join(f"  {n:>8,} {name.replace('_', ' ')}\n" for name, n in changes.items()).rstrip() or "  all clean")
+    return Dataset.from_parquet(str(find_file(folder)))
+
+
+def train_and_save(trainer: SFTTrainer, arguments: Arguments) -> None:
+    """Train, from the newest complete checkpoint if there is one, and save model and tokenizer."""
+    out = Path(arguments.training.output_dir)
+    checkpoint, passed_over = on_main(PartialState(), lambda: newest_complete(out))
+    for folder in passed_over:
+        say(f"{folder} is incomplete and passed over")
+    if checkpoint:
+        say(f"taking up the run at {checkpoint}")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model(_internal_call=True)  # pushed below, with its card
+    trainer.create_model_card(model_name=out.name)  # last: PEFT has written one of its own
+    if arguments.run.merge:
+        on_main(PartialState(), lambda: _merge(trainer, arguments, out / "merged"))
+    if arguments.training.push_to_hub:
+        trainer.push_to_hub()
+    on_main(PartialState(), lambda: mark_finished(out))
+    say(f"saved to {out}")
+
+
+def _merge(trainer: SFTTrainer, arguments: Arguments, out: Path) -> None:
+    base = trainer.model.peft_config["default"].base_model_name_or_path
+    samples = [ids[:512] for ids in trainer.train_dataset[:8]["input_ids"]]
+    moved = merge_adapter(trainer.model, trainer.processing_class, base, out, arguments.model.dtype, samples)
+    say(f"merged into {out}; against the trained model its logits moved by at most {moved:.2g}")

@@ -1,0 +1,72 @@
+"""The trainer: full fine-tuning, LoRA or QLoRA; the row of `[IND]` is trained in all of them."""
+
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from trl import SFTTrainer, get_peft_config, get_quantization_config
+
+from ctxaware.errors import InputError
+from ctxaware.indicator.token import INDICATOR, indicator_id
+from ctxaware.models import load_config
+from ctxaware.runs.processes import is_sharded, whole_models
+from ctxaware.training.arguments import Arguments
+from ctxaware.training.card import ProvenanceTrainer
+from ctxaware.training.checkpoints import CompleteCheckpoints
+
+
+def build_trainer(arguments: Arguments, base: str, tokenizer, dataset: Dataset) -> SFTTrainer:
+    """The trainer, with LoRA or QLoRA where the arguments ask for it; the row of `[IND]` is trained in all of them."""
+    training, model = arguments.training, arguments.model
+    training.model_init_kwargs = {
+        "dtype": model.dtype,
+        "attn_implementation": model.attn_implementation,
+        "revision": None if Path(base).is_dir() else model.model_revision,
+        **(training.model_init_kwargs or {}),
+    }
+    revision = training.model_init_kwargs["revision"]
+    training.assistant_only_loss = False  # the labels say it already; TRL would ask for messages
+    peft_config = get_peft_config(model)
+    if peft_config is not None and INDICATOR in tokenizer.get_vocab():
+        if load_config(base, revision).get_text_config().tie_word_embeddings:
+            raise InputError(
+                f"{base} has tied embeddings, so the harness could not load an adapter with a row of its own for "
+                f"{INDICATOR}; pass a base that sft_indicator.py prepared for an adapter, or one without the token"
+            )
+        with whole_models(arguments.training.deepspeed_plugin):
+            peft_config.trainable_token_indices = {_embedding_name(base, revision): [indicator_id(tokenizer)]}
+    if peft_config is not None:
+        peft_config.revision = revision  # where the base is found again
+    try:
+        trainer = ProvenanceTrainer(
+            model=base,
+            args=training,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+            quantization_config=get_quantization_config(model),
+            callbacks=[CompleteCheckpoints()],
+        )
+    except ValueError as error:
+        raise InputError(f"the trainer refuses these arguments: {' '.join(str(error).split())}") from error
+    if arguments.run.merge and is_sharded(trainer.accelerator):
+        raise InputError(
+            "--merge compares logits with the model in training, whose weights FSDP or DeepSpeed shard; leave it out, "
+            "and merge the saved adapter with PEFT's merge_and_unload"
+        )
+    trainer.arguments = arguments
+    for parameter in trainer.model.parameters():
+        if peft_config is not None and parameter.requires_grad:
+            # TRL makes those of a 4-bit model bfloat16, from which a run that is taken up would diverge
+            parameter.data = parameter.data.float()
+    return trainer
+
+
+def _embedding_name(base: str, revision: str | None) -> str:
+    """The name that PEFT looks for: the last part of the path of the input embedding's module."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(load_config(base, revision))
+    embedding = model.get_input_embeddings()
+    return next(name for name, module in model.named_modules() if module is embedding).rpartition(".")[2]

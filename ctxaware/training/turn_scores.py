@@ -1,0 +1,66 @@
+"""The scores of a training run: from a file of `ctxaware score`, or by a seed model on the spot."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ctxaware.errors import InputError
+from ctxaware.models import load_config
+from ctxaware.runs.processes import whole_models
+from ctxaware.scores.formula import DEFAULT_BATCH_TOKENS, DEFAULT_LAYER, DEFAULT_MAX_LENGTH
+from ctxaware.training.arguments import Arguments
+from ctxaware.training.checkpoints import DATA, SCORES
+
+
+def find_scores(arguments: Arguments) -> tuple[np.ndarray | None, int]:
+    """The scores, and the layer that made them or will, where the model in training scores.
+
+    With a seed model the conversations are scored by all processes, into `scores.parquet` of the output folder, up to
+    the length of training or of the seed model's window, whichever is shorter.
+
+    Returns:
+        float64 `[n_turns]` in the order of the run's conversations, NaN without a score, None where no scores are
+        given; and the 0-based layer.
+
+    Raises:
+        InputError: the scores are of other data, or the layer is none of theirs or the model's.
+    """
+    from ctxaware.scores.table import aligned, read_one_layer
+
+    wanted, out = arguments.indicator, Path(arguments.training.output_dir)
+    if wanted.seed_model:
+        path, layer = out / SCORES, DEFAULT_LAYER if wanted.score_layer is None else wanted.score_layer
+        _score(arguments, path, layer)
+    elif wanted.scores:
+        path, layer = Path(wanted.scores), wanted.score_layer
+    else:
+        return None, DEFAULT_LAYER if wanted.score_layer is None else wanted.score_layer
+    layer, scores = _named_as_here(lambda: read_one_layer(path, layer))
+    return np.concatenate([scores.values[turns] for _, turns in aligned(out / DATA, scores)]), layer
+
+
+def _score(arguments: Arguments, path: Path, layer: int) -> None:
+    from ctxaware.scores.run import ScoreRun, score_file
+
+    training, seed_model = arguments.training, arguments.indicator.seed_model
+    window = getattr(load_config(seed_model).get_text_config(decoder=True), "max_position_embeddings", None)
+    length = min((n for n in (training.max_length, window) if n), default=DEFAULT_MAX_LENGTH)
+    run = ScoreRun(
+        data=path.parent / DATA,
+        model=seed_model,
+        out=path,
+        layer=str(layer),
+        max_length=length,
+        batch_tokens=DEFAULT_BATCH_TOKENS,
+        device="cpu" if training.use_cpu else None,
+    )
+    with whole_models(training.deepspeed_plugin):
+        _named_as_here(lambda: score_file(run))
+
+
+def _named_as_here(work):
+    """The result of `work`, whose errors name the recipe's argument in place of the command's."""
+    try:
+        return work()
+    except InputError as error:
+        raise InputError(str(error).replace("--layer", "--score_layer")) from error

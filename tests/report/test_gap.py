@@ -1,0 +1,171 @@
+import contextlib
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from support import tiny
+
+from ctxaware.errors import InputError
+from ctxaware.report import gap
+from ctxaware.report.gap import Cell, Plan, cells, effects
+from ctxaware.report.samples import find_samples
+
+SETTINGS = {"num_context_lengths": 2, "num_depths": 2, "max_context_length": 500, "needle": "sf", "source": "builtin"}
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    return tiny.save_model(tmp_path_factory.mktemp("base"), tiny.byte_level_tokenizer(None), num_hidden_layers=1)
+
+
+def plan(models, tasks=("nih_ctx",), **settings):
+    return Plan({key: str(folder) for key, folder in models.items()}, tasks, {**SETTINGS, **settings}, device="cpu")
+
+
+def test_the_cells_are_those_of_the_papers_table():
+    both = {"base": "b", "instruct": "i"}
+    assert [cell.title for cell in cells("nih_ctx", both)] == [
+        "base, without template, prefix",
+        "instruct, without template, prefix",
+        "instruct, with template, prefix",
+        "instruct, with template",
+    ]
+    assert [cell.title for cell in cells("drop_contain", both)] == [
+        "base, without template",
+        "instruct, without template",
+        "instruct, with template",
+    ]
+    assert [cell.model for cell in cells("nih_ctx", {"base": "b"})] == ["base"]
+    for task in ("nih_ctx", "squad_contain"):
+        assert {cell for pair in effects(task).values() for cell in pair} == set(cells(task, both))
+
+
+@pytest.fixture(scope="module")
+def finished(base_folder, model_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("gap")
+    the_plan = plan({"base": base_folder, "instruct": model_folder}, ("nih_ctx", "quac_contain"))
+    summary = gap.run(the_plan, out)
+    gap.save(summary, the_plan, out)
+    return out, the_plan, summary
+
+
+def test_scores_and_paired_differences_are_those_of_the_sample_files(finished):
+    out, the_plan, summary = finished
+    scores = {
+        cell: [row["recall"] for row in find_samples(cell.folder(out, "nih_ctx"), "nih_ctx")[0].rows()]
+        for cell in cells("nih_ctx", the_plan.models)
+    }
+    assert all(len(values) == 4 for values in scores.values())
+    for cell, values in scores.items():
+        assert summary["cells"]["nih_ctx"][cell.title].mean == pytest.approx(np.mean(values))
+    difference = np.mean(scores[Cell("instruct", True, True)]) - np.mean(scores[Cell("instruct", False, True)])
+    assert summary["effects"]["nih_ctx"]["template effect"].mean == pytest.approx(difference)
+    assert set(summary["effects"]["quac_contain"]) == {"tuning effect", "template effect"}
+    assert summary["cells"]["quac_contain"]["instruct, with template"].n == 26
+
+
+def test_effects_have_their_sign_and_are_paired_by_document(tmp_path):
+    the_plan = plan({"base": "b", "instruct": "i"})
+    scores = {  # by document; written in another order in each cell
+        Cell("base", False, True): [0.9, 0.8, 0.7, 0.6],
+        Cell("instruct", False, True): [0.9, 0.7, 0.7, 0.5],
+        Cell("instruct", True, True): [0.6, 0.4, 0.4, 0.2],
+        Cell("instruct", True, False): [0.5, 0.3, 0.3, 0.1],
+    }
+    for shift, (cell, values) in enumerate(scores.items()):
+        folder = cell.folder(tmp_path, "nih_ctx")
+        folder.mkdir(parents=True)
+        rows = [json.dumps({"doc_id": n, "score": value}) for n, value in enumerate(values)]
+        path = folder / f"samples_{cell.task('nih_ctx')}_2026-01-02T03-04-05.678.jsonl"
+        path.write_text("\n".join(rows[shift:] + rows[:shift]) + "\n")
+    summary = gap.summarise(the_plan, tmp_path)
+    assert summary["cells"]["nih_ctx"]["base, without template, prefix"].mean == pytest.approx(0.75)
+    found = summary["effects"]["nih_ctx"]
+    assert found["tuning effect"].mean == pytest.approx(-0.05)
+    assert found["template effect"].mean == pytest.approx(-0.3)
+    # the same difference for every document: an interval without width, which only the right pairs have
+    assert found["template effect"].high - found["template effect"].low == pytest.approx(0)
+    assert found["effect of leaving out the prefix"].signed == "-0.100 [-0.100, -0.100]"
+
+
+def test_templates_and_prefixes_are_where_the_cell_says(finished):
+    out, the_plan, _ = finished
+    for cell in cells("nih_ctx", the_plan.models):
+        prompt = find_samples(cell.folder(out, "nih_ctx"), "nih_ctx")[0].rows()[0]["arguments"]["gen_args_0"]["arg_0"]
+        assert ("<|im_start|>" in prompt) is cell.template
+        assert prompt.endswith("San Francisco is") is cell.prefix
+
+
+def test_table_json_and_plan_are_written(finished):
+    out, _, summary = finished
+    assert (out / "gap.md").read_text() == gap.table(summary) + "\n"
+    content = json.loads((out / "gap.json").read_text())
+    assert content["cells"]["nih_ctx"]["instruct, with template"]["n"] == 4
+    assert content["plan"]["settings"]["needle"] == "sf"
+
+
+def test_a_second_run_loads_no_model_and_says_the_same(finished, monkeypatch):
+    out, the_plan, summary = finished
+    monkeypatch.setattr(gap, "_load", lambda *_: pytest.fail("a model was loaded"))
+    assert gap.run(the_plan, out) == summary
+
+
+def test_other_settings_in_the_same_folder_are_refused(finished, model_folder):
+    out, _, _ = finished
+    with pytest.raises(InputError, match=r"holds results of other settings.*pass another --out"):
+        gap.run(plan({"instruct": model_folder}, needle="pizza"), out)
+
+
+def test_plans_that_say_nothing_are_refused(model_folder, base_folder, tmp_path):
+    with pytest.raises(InputError, match="pass --instruct, --base, or both"):
+        plan({})
+    with pytest.raises(InputError, match=r"--tasks must be some of nih_ctx,.*got mmlu"):
+        plan({"base": base_folder}, ("mmlu",))
+    with pytest.raises(InputError, match="has no chat template"):
+        gap.run(plan({"instruct": base_folder}), tmp_path)
+
+
+@pytest.mark.slow
+def test_kill_9_and_the_same_command_repeats_no_answer(model_folder, tmp_path):
+    command = [sys.executable, "-m", "ctxaware", "gap", "--instruct", str(model_folder), "--source", "builtin"]
+    command += ["--grid", "4x4", "--max-context-length", "1200", "--tasks", "nih_ctx"]
+    out = tmp_path / "gap"
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        process = subprocess.Popen([*command, "--out", str(out)], stdout=stream, stderr=stream)
+        first = out / "instruct-plain" / "nih_ctx_prefix"
+        while not first.is_dir():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        time.sleep(0.5)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    with contextlib.closing(sqlite3.connect(out / "cache" / "instruct_rank0.db")) as database:
+        n_kept = database.execute("select count(*) from unnamed").fetchone()[0]
+    assert n_kept >= 16
+    before = {f: f.stat().st_mtime_ns for f in first.rglob("*.jsonl")}
+    again = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=True)
+    assert {f: f.stat().st_mtime_ns for f in first.rglob("*.jsonl")} == before
+    assert sum(map(int, re.findall(r"Requests remaining: (\d+)", again.stderr))) == 3 * 16 - n_kept
+    the_plan = json.loads((out / "plan.json").read_text())
+    undisturbed = plan({"instruct": model_folder}, **the_plan["settings"])
+    assert again.stdout == gap.table(gap.run(undisturbed, tmp_path / "whole")) + "\n"
+
+
+def test_a_base_model_that_comes_later_is_added(model_folder, base_folder, tmp_path):
+    gap.run(plan({"instruct": model_folder}), tmp_path)
+    summary = gap.run(plan({"instruct": model_folder, "base": base_folder}), tmp_path)
+    assert "tuning effect" in summary["effects"]["nih_ctx"]
+    assert set(json.loads((tmp_path / "plan.json").read_text())["models"]) == {"instruct", "base"}
+
+
+def test_a_model_that_can_not_be_loaded_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="can't load --base /no/such/model"):
+        gap.run(plan({"base": "/no/such/model"}), tmp_path)

@@ -1,0 +1,35 @@
+from types import SimpleNamespace
+
+import pytest
+from transformers.integrations import deepspeed
+
+from ctxaware.runs.processes import whole_models
+
+
+class Zero3:
+    """What transformers asks of DeepSpeed's configuration."""
+
+    def is_zero3(self):
+        return True
+
+
+def test_models_are_loaded_whole_under_zero_3_and_shared_out_again_afterwards():
+    config = Zero3()
+    plugin = SimpleNamespace(set_deepspeed_weakref=lambda: deepspeed.set_hf_deepspeed_config(config))
+    plugin.set_deepspeed_weakref()
+    try:
+        assert deepspeed.is_deepspeed_zero3_enabled()
+        with whole_models(plugin):
+            assert not deepspeed.is_deepspeed_zero3_enabled()
+        assert deepspeed.is_deepspeed_zero3_enabled()
+        with pytest.raises(KeyError), whole_models(plugin):
+            raise KeyError
+        assert deepspeed.is_deepspeed_zero3_enabled(), "an error on the way leaves it as it was"
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
+
+
+def test_without_deepspeed_nothing_changes():
+    with whole_models(None):
+        assert not deepspeed.is_deepspeed_zero3_enabled()
+    assert not deepspeed.is_deepspeed_zero3_enabled()

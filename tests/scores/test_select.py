@@ -1,0 +1,124 @@
+"""select and layers on files that score wrote."""
+
+import csv
+import dataclasses
+import json
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from ctxaware.data.conversations import read_conversations, write_conversations
+from ctxaware.errors import InputError
+from ctxaware.scores import shards
+from ctxaware.scores.formula import TurnScore
+from ctxaware.scores.layers import compare_layers
+from ctxaware.scores.select import select
+from ctxaware.scores.table import read_scores
+
+CONVERSATIONS = [
+    {"id": f"c{i}", "messages": [{"role": r, "content": f"{r} {i}"} for r in ("user", "assistant") * (1 + i % 2)]}
+    for i in range(10)
+]
+SCORE = {("c0", 0): 0.61, ("c1", 0): 0.55, ("c1", 1): 0.85, ("c3", 1): None, ("c5", 0): 0.71}
+
+
+def write_scores(path, layers=(15,), drop=()):
+    manifest = shards.Manifest("chats.jsonl", "", 10, "m", None, "", list(layers), 1, 1, "", "", {})
+    turns = [
+        TurnScore(c["id"], turn, layer, _score(c["id"], turn, layer), 5, 10 * (turn + 1))
+        for c in CONVERSATIONS
+        if c["id"] not in drop
+        for turn in range(len(c["messages"]) // 2)
+        for layer in layers
+    ]
+    shards._write_tables(path, [shards._table(turns, manifest)], {}, manifest)
+    return path
+
+
+def _score(name, turn, layer):
+    score = SCORE.get((name, turn), 0.1)
+    return score if score is None or layer == 15 else 1 - score
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_conversations(tmp_path / "data", CONVERSATIONS)
+    return tmp_path / "data"
+
+
+def test_select_marks_the_data_and_tells_the_ratios(data, tmp_path):
+    done = select(data, write_scores(tmp_path / "s.parquet"), tmp_path / "out", threshold=0.6, percent=None)
+    marked = {c["id"]: c for c in read_conversations(tmp_path / "out")}
+    assert list(marked) == [c["id"] for c in CONVERSATIONS]
+    assert [m["content"] for m in marked["c1"]["messages"]] == ["user 1", "assistant 1", "user 1. [IND]", "assistant 1"]
+    assert sum(m["content"].endswith("[IND]") for c in marked.values() for m in c["messages"]) == 3
+    assert marked["c3"]["scores"] == [pytest.approx(0.1), None]
+    told = json.loads((tmp_path / "out" / "statistics.json").read_text())
+    assert told == done.statistics
+    assert (told["instructions"], told["selected"], told["without_score"]) == (15, 3, 1)
+    expected = {"0.5": 4 / 15, "0.6": 3 / 15, "0.7": 2 / 15, "0.8": 1 / 15}
+    assert told["share_above"] == pytest.approx(expected)
+    for name in ("scores.png", "instruction_lengths.png"):
+        assert matplotlib.image.imread(tmp_path / "out" / name).std() > 0.01
+
+
+def test_the_top_share_instead_of_a_threshold(data, tmp_path):
+    done = select(data, write_scores(tmp_path / "s.parquet"), tmp_path / "out", threshold=None, percent=14)
+    assert done.statistics["selected"] == 2  # of 14 scored turns
+    assert done.statistics["threshold"] == pytest.approx(0.71)
+
+
+def test_instruction_lengths_are_of_each_instruction_alone(data, tmp_path):
+    assert set(read_scores(write_scores(tmp_path / "s.parquet"))[15].instruction_tokens) == {10}
+
+
+@pytest.mark.parametrize("change", ["other scores", "other data", "unequal turns"])
+def test_scores_of_other_data_are_refused_and_nothing_is_written(data, tmp_path, change):
+    scores = write_scores(tmp_path / "s.parquet", drop=("c4",) if change == "other scores" else ())
+    if change == "other data":
+        write_conversations(data, CONVERSATIONS[:-1])
+    if change == "unequal turns":
+        shorter = [*CONVERSATIONS[:-1], {**CONVERSATIONS[-1], "messages": CONVERSATIONS[-1]["messages"][:2]}]
+        write_conversations(data, shorter)
+    with pytest.raises(InputError, match=r"score all of|pass the data that was scored"):
+        select(data, scores, tmp_path / "out", threshold=0.6, percent=None)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_scores_of_several_layers_need_a_layer(data, tmp_path):
+    scores = write_scores(tmp_path / "s.parquet", layers=(3, 15))
+    with pytest.raises(InputError, match=r"layers \[3, 15\]; pass --layer"):
+        select(data, scores, tmp_path / "out", threshold=0.6, percent=None)
+    with pytest.raises(InputError, match=r"not of 4"):
+        select(data, scores, tmp_path / "out", threshold=0.6, percent=None, layer=4)
+    assert select(data, scores, tmp_path / "out", threshold=0.6, percent=None, layer=15).statistics["selected"] == 3
+
+
+def test_layers_are_compared_in_a_table_and_a_picture(tmp_path):
+    done = compare_layers(write_scores(tmp_path / "s.parquet", layers=(3, 9, 15)), percent=20)
+    assert done.layers == [3, 9, 15]
+    np.testing.assert_allclose(done.matrix, [[0, 0, 1], [0, 0, 1], [1, 1, 0]])
+    assert done.best == 3
+    table = list(csv.reader((tmp_path / "s_disagreement.csv").read_text().splitlines()))
+    assert table[0] == ["layer", "3", "9", "15", "mean"]
+    assert table[3] == ["15", "1.0000", "1.0000", "0.0000", "1.0000"]
+    assert matplotlib.image.imread(tmp_path / "s_disagreement.png").std() > 0.01
+
+
+def test_one_layer_has_nothing_to_compare(tmp_path):
+    with pytest.raises(InputError, match="score with --layer all"):
+        compare_layers(write_scores(tmp_path / "s.parquet"), percent=10)
+
+
+def test_a_file_that_is_no_score_file_is_refused(data, tmp_path):
+    with pytest.raises(InputError, match="no score file"):
+        read_scores(data / "conversations.parquet")
+    with pytest.raises(InputError, match="does not exist; make it with ctxaware score"):
+        read_scores(tmp_path / "none.parquet")
+
+
+def test_the_manifest_tells_differences_in_words():
+    manifest = shards.Manifest("d", "", 1, "m", None, "", [1], 1, 1, "", "", {})
+    assert manifest.difference(dataclasses.asdict(manifest)) == ""
+    assert manifest.difference({**dataclasses.asdict(manifest), "layers": [2]}) == "layers [2] (now [1])"

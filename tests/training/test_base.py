@@ -1,0 +1,47 @@
+import pytest
+import torch
+from support import tiny
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ctxaware.errors import InputError
+from ctxaware.indicator.token import indicator_id
+from ctxaware.training.base import prepare_base
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_base_is_prepared_once_with_the_mean_row_and_the_template(tmp_path, tied):
+    tokenizer = tiny.byte_level_tokenizer(chat_template=None)
+    base = tiny.save_model(tmp_path / "base", tokenizer, tie_word_embeddings=tied)
+    before = AutoModelForCausalLM.from_pretrained(base)
+    prepared = prepare_base(str(base), tmp_path / "prepared")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(prepared), AutoTokenizer.from_pretrained(prepared)
+    token_id, old = indicator_id(tokenizer), before.get_input_embeddings().weight
+    assert "<|user|>" in tokenizer.chat_template
+    assert torch.equal(model.get_input_embeddings().weight[:token_id], old)
+    assert torch.equal(model.get_input_embeddings().weight[token_id], old.double().mean(dim=0).float())
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(model(ids).logits[..., :token_id], before(ids).logits)
+    stamped = (prepared / "model.safetensors").stat().st_mtime_ns
+    assert prepare_base(str(base), tmp_path / "prepared") == prepared
+    assert (prepared / "model.safetensors").stat().st_mtime_ns == stamped, "prepared again"
+    assert prepare_base(str(prepared), tmp_path / "other") == prepared, "a prepared base is its own"
+
+
+def test_for_an_adapter_tied_embeddings_get_a_head_of_their_own(tmp_path):
+    base = tiny.save_model(tmp_path / "base", tiny.byte_level_tokenizer(), tie_word_embeddings=True)
+    tied = AutoModelForCausalLM.from_pretrained(prepare_base(str(base), tmp_path / "tied"))
+    folder = prepare_base(str(tmp_path / "tied"), tmp_path / "untied", untied=True)
+    untied = AutoModelForCausalLM.from_pretrained(folder)
+    assert folder == (tmp_path / "untied").resolve()
+    assert untied.get_output_embeddings().weight is not untied.get_input_embeddings().weight
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(untied(ids).logits, tied(ids).logits)
+
+
+def test_another_base_or_template_in_the_folder_is_refused(tmp_path, model_folder):
+    prepare_base(str(model_folder), tmp_path / "prepared")
+    with pytest.raises(InputError, match=r"other weights, template or tying; remove it or pass another"):
+        prepare_base(str(model_folder), tmp_path / "prepared", template="own")
+    (tmp_path / "full").mkdir()
+    with pytest.raises(InputError, match="holds something else"):
+        prepare_base(str(model_folder), tmp_path / "full")

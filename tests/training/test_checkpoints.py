@@ -1,0 +1,50 @@
+import json
+
+import pytest
+
+pytest.importorskip("trl")
+
+from ctxaware.errors import InputError
+from ctxaware.training.checkpoints import COMPLETE, RUN, _sizes, claim_output, mark_finished, newest_complete
+
+
+def checkpoint(out, step, complete=True):
+    folder = out / f"checkpoint-{step}"
+    (folder / "global").mkdir(parents=True)
+    for name in ("model.safetensors", "global/optimizer.pt"):
+        (folder / name).write_bytes(b"x" * step)
+    if complete:
+        (folder / COMPLETE).write_text(json.dumps(_sizes(folder)))
+    return folder
+
+
+def test_the_newest_complete_checkpoint_is_found_and_newer_ones_are_named(tmp_path):
+    assert newest_complete(tmp_path) == (None, [])
+    good = checkpoint(tmp_path, 9)
+    checkpoint(tmp_path, 4)
+    without_marker = checkpoint(tmp_path, 10, complete=False)
+    cut, missing = checkpoint(tmp_path, 11), checkpoint(tmp_path, 100)
+    (cut / "global" / "optimizer.pt").write_bytes(b"x")
+    (missing / "model.safetensors").unlink()
+    assert newest_complete(tmp_path) == (good, [missing, cut, without_marker])
+
+
+def test_a_folder_is_one_configurations(tmp_path):
+    out = tmp_path / "run"
+    assert claim_output(out, {"seed": 1, "a": (1, 2)}) is False
+    assert claim_output(out, {"seed": 1, "a": (1, 2)}) is False
+    (out / "_data").mkdir()
+    (out / "scores.parquet").touch()
+    assert claim_output(out, {"seed": 9}) is False, "nothing was trained yet"
+    assert not (out / "_data").exists()
+    assert not (out / "scores.parquet").exists()
+    assert claim_output(out, {"seed": 1, "a": (1, 2)}) is False
+    checkpoint(out, 1, complete=False)
+    with pytest.raises(InputError, match=r"holds a run with seed 1 \(now 2\), b None \(now 3\); pass another"):
+        claim_output(out, {"seed": 2, "a": [1, 2], "b": 3})
+    mark_finished(out)
+    assert claim_output(out, {"seed": 1, "a": [1, 2]}) is True
+    (out / RUN).unlink()
+    (out / "thesis.tex").touch()
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        claim_output(out, {})
