@@ -19,6 +19,7 @@ _HOMES = {  # public name: module
     "mark_messages": "ctxaware.indicator.marking",
     "score_conversations": "ctxaware.scores.formula",
     "select_turns": "ctxaware.scores.select",
+    "steer": "ctxaware.attention.steering",
 }
 __all__ = ["__version__", *_HOMES]
 
