@@ -4,7 +4,19 @@ import sys
 
 import typer
 
-from ctxaware.commands import demo_model, gap, heatmap, layers, mt_bench, prepare, score, select, tasks_path
+from ctxaware.commands import (
+    attention,
+    demo_model,
+    gap,
+    heads,
+    heatmap,
+    layers,
+    mt_bench,
+    prepare,
+    score,
+    select,
+    tasks_path,
+)
 from ctxaware.errors import InputError, print_error
 
 app = typer.Typer(
@@ -18,6 +30,8 @@ app = typer.Typer(
 for module in (
     gap,
     heatmap,
+    attention,
+    heads,
     prepare,
     score,
     select,
