@@ -2,6 +2,8 @@
 
 import contextlib
 import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from ctxaware.errors import InputError, print_error
 
@@ -18,6 +20,39 @@ def running_model():
             return lm.__dict__.get("lm", lm)  # CachingLM keeps it as `lm`
         frame = frame.f_back
     return None
+
+
+def uses_chat_template() -> bool | None:
+    """Whether the evaluation that this is called from applies the chat template; None outside an evaluation."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "lm_eval.evaluator" and "apply_chat_template" in frame.f_locals:
+            return bool(frame.f_locals["apply_chat_template"])
+        frame = frame.f_back
+    return None
+
+
+@contextlib.contextmanager
+def fixed_batch_size(lm: Any, n: int) -> Iterator[None]:
+    """Let one of the harness's HF models work in batches of `n`, whatever it was told."""
+    old, lm.batch_size_per_gpu = lm.batch_size_per_gpu, n
+    try:
+        yield
+    finally:
+        lm.batch_size_per_gpu = old
+
+
+def detect_batch_size(lm: Any, requests: Sequence[tuple] | None = None) -> int:
+    """The batch size of one of the harness's HF models; `auto` is tried out, as the harness does.
+
+    Args:
+        lm: the model.
+        requests: of log-likelihoods (texts, context's and continuation's ids); None tries the whole window.
+    """
+    if lm.batch_size != "auto":
+        return int(lm.batch_size)
+    longest = max(requests, key=lambda request: len(request[1]) + len(request[2])) if requests else None
+    return lm._detect_batch_size([longest] if longest else None)
 
 
 def is_chat_endpoint(lm) -> bool:
