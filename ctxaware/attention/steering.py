@@ -81,10 +81,12 @@ class Steering:
             user_tokens: bool `[batch, n_prompt_tokens]`, as the prompts are padded; later keys were generated.
 
         Raises:
-            InputError: a row has no user token, so there is nothing to steer to.
+            InputError: they are no such tensor.
         """
-        if user_tokens.ndim != 2 or user_tokens.dtype != torch.bool or not user_tokens.any(dim=1).all():
-            raise InputError("user_tokens must be bool [batch, n_tokens] with a user token in every row")
+        if user_tokens.ndim != 2 or user_tokens.dtype != torch.bool:
+            raise InputError(
+                f"user_tokens must be bool [batch, n_tokens], got {user_tokens.dtype} {user_tokens.ndim}-d"
+            )
         previous, self._user_tokens = self._user_tokens, user_tokens.to(self._device)
         try:
             yield
@@ -198,6 +200,8 @@ def _taking_user_tokens(model, steering: Steering) -> Iterator[None]:
         if user_tokens is not None and prompts is not None and prompts.shape != user_tokens.shape:
             shapes = list(user_tokens.shape), list(prompts.shape)
             raise InputError(f"user_tokens must have the shape of input_ids, got {shapes[0]} and {shapes[1]}")
+        if user_tokens is not None and not user_tokens.any(dim=1).all():
+            raise InputError("user_tokens must have a user's token in every row: there is nothing to steer to")
         if steering.alpha < 1:
             _use_growing_cache(model, kwargs)
         with contextlib.nullcontext() if user_tokens is None else steering.at(user_tokens):

@@ -376,7 +376,7 @@ def test_a_prompt_whose_user_is_not_known_is_refused(llama):
         with pytest.raises(InputError, match=r"shape of input_ids, got \[3, 30\] and \[3, 29\]"):
             llama.generate(inputs["input_ids"][:, 1:], user_tokens=inputs["user_tokens"], max_new_tokens=2)
         nobody = torch.zeros_like(inputs["user_tokens"])
-        with pytest.raises(InputError, match="a user token in every row"):
+        with pytest.raises(InputError, match="a user's token in every row"):
             llama.generate(inputs["input_ids"], user_tokens=nobody, max_new_tokens=2)
 
 
