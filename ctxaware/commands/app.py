@@ -15,6 +15,7 @@ from ctxaware.commands import (
     prepare,
     score,
     select,
+    steer,
     tasks_path,
 )
 from ctxaware.errors import InputError, print_error
@@ -32,6 +33,7 @@ for module in (
     heatmap,
     attention,
     heads,
+    steer,
     prepare,
     score,
     select,

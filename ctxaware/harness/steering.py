@@ -1,4 +1,4 @@
-"""`steer_alpha=…,steer_heads=…` for the harness's HF model: attention steering (eq. 1) on any generated or scored task."""
+"""`steer_alpha=…,steer_heads=…` for the harness's HF model: attention steering (eq. 1) on any task."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -50,14 +50,16 @@ class SteeringMixin:
             super().__init__(*args, **kwargs)
             self._name = kwargs.get("peft")  # None: the model says itself under which name it was loaded
             self.steer_alpha, self.steer_heads = 1.0, None
+            self._retrieval: list[tuple[int, int]] | None = None
             if steer_alpha is not None:
                 self.set_steering(steer_alpha, steer_heads or RETRIEVAL)
 
     def set_steering(self, alpha: float, heads: str | Path) -> None:
         """Steer from now on as the arguments of the same names say; at α = 1 the model is not touched."""
         check_alpha(alpha)
-        chosen = retrieval_heads(self.model, self.tokenizer) if str(heads) == RETRIEVAL else heads
-        by_layer = heads_by_layer(self.model, chosen, self._name)
+        if str(heads) == RETRIEVAL:
+            self._retrieval = self._retrieval or retrieval_heads(self.model, self.tokenizer)
+        by_layer = heads_by_layer(self.model, self._retrieval if str(heads) == RETRIEVAL else heads, self._name)
         self._heads = [(i, int(j)) for i, steered in by_layer.items() for j in steered.nonzero()]
         with steer(self.model, self.tokenizer, self._heads, alpha):  # refused now, if ever
             pass
@@ -93,7 +95,7 @@ class SteeringMixin:
             yield
 
     def _is_user(self, input_ids: Sequence[int], text: str) -> np.ndarray:
-        """bool `[n_tokens]`: the user's tokens of a prompt, which may be cut on the left or go on with a continuation."""
+        """bool `[n_tokens]`: the user's tokens of a prompt that may be cut on the left, or end in a continuation."""
         messages = self.messages_of(text)
         if messages is None:
             raise InputError(
@@ -109,8 +111,8 @@ class SteeringMixin:
             if len(found := _aligned(tokens, np.array(input_ids))):
                 return found
         raise InputError(
-            "the user's tokens can't be located: the harness encoded a prompt in another way than its text is, or cut the "
-            f"user's message away; {text[:60]!r}"
+            "the user's tokens can't be located: the harness encoded a prompt in another way than its text is, or "
+            f"cut the user's message away; {text[:60]!r}"
         )
 
     def _locate(self, messages: Sequence[dict], text: str) -> tuple[chat.Span, ...]:

@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from support import chats
 
 from ctxaware.attention.head_selection import heads_by_layer
@@ -13,6 +15,7 @@ from ctxaware.attention.steering_check import steer_eagerly
 from ctxaware.errors import InputError
 from ctxaware.harness import steering
 from ctxaware.harness.model import ContextLM
+from ctxaware.harness.paths import tasks_folder
 
 ALPHA = 0.05
 HEADS = [(0, 1), (1, 0), (1, 3), (2, 2)]
@@ -200,3 +203,13 @@ def test_a_prompt_whose_user_was_cut_away_is_refused_and_one_cut_in_it_is_not(mo
     assert [i % 2 for i in lm.cache_key(ids[-n_behind - 2 :], text)] == whole[-n_behind - 2 :]
     with pytest.raises(InputError, match="cut the user's message away"):
         lm.cache_key(ids[-n_behind:], text)
+
+
+@pytest.mark.parametrize("argument", ["steer_alpha", "steer_heads"])
+def test_a_back_end_that_would_pass_over_the_arguments_is_refused(model_folder, argument):
+    lm = HFLM(pretrained=str(model_folder), device="cpu")
+    manager = TaskManager(
+        include_path=str(tasks_folder()), include_defaults=False, metadata={"source": "builtin", argument: 0.3}
+    )
+    with pytest.raises(InputError, match=f"{argument} steer attention, and HFLM can't; only --model ctxaware can"):
+        simple_evaluate(lm, tasks=["drop_contain"], task_manager=manager, limit=2, bootstrap_iters=0)
