@@ -21,7 +21,7 @@ MISMATCHES = {  # what may differ between two runs, and what it means where it d
     LIMIT: "runs on a part of the task's documents (--limit)",
     GENERATION: "generation settings",
 }
-_N_SIGN_FLIPS = 9_999
+_N_DRAWS, _BATCH = 10_000, 500  # of sign flips
 _EXACT_UP_TO = 13  # clusters that differ: all 2^13 sign flips are gone through
 
 
@@ -185,5 +185,8 @@ def sign_flip(differences: Sequence[float], clusters: Sequence[str]) -> float:
     if len(size) <= _EXACT_UP_TO:
         signs = 1 - 2 * ((np.arange(2 ** len(size))[:, None] >> np.arange(len(size))) & 1)
         return float(np.mean(signs @ size <= observed + 1e-9))
-    signs = 1 - 2 * np.random.default_rng(0).integers(2, size=(_N_SIGN_FLIPS, len(size)), dtype=np.int8)
-    return float((1 + np.sum(signs @ size <= observed + 1e-9)) / (1 + _N_SIGN_FLIPS))
+    rng, n_as_low = np.random.default_rng(0), 0
+    for _ in range(_N_DRAWS // _BATCH):
+        signs = 1.0 - 2.0 * rng.integers(2, size=(_BATCH, len(size)))
+        n_as_low += int(np.sum(signs @ size <= observed + 1e-9))
+    return (1 + n_as_low) / (1 + _N_DRAWS)
