@@ -142,15 +142,21 @@ def _mismatches(
     if n_other := sum(x.get("target_hash") != y.get("target_hash") for x, y in rows):
         yield Mismatch(VERSIONS, f"{name}: {n_other} of {len(rows)} gold answers differ")
     for run, which in ((before, "first"), (after, "second")):
-        counts = run.of_task("n-samples") or {}
+        counts = run.of_task("n-samples")
         if counts.get("original") != counts.get("effective"):
             n, total = counts.get("effective"), counts.get("original")
             yield Mismatch(LIMIT, f"{name}: the {which} run has {n} of {total} documents")
-    settings = [(run.of_task("configs") or {}).get("generation_kwargs") or {} for run in (before, after)]
+    settings = [_generation(run) for run in (before, after)]
     if settings[0] != settings[1]:
         keys = sorted(k for k in settings[0].keys() | settings[1].keys() if settings[0].get(k) != settings[1].get(k))
         values = ", ".join(f"{k} {settings[0].get(k)} against {settings[1].get(k)}" for k in keys)
         yield Mismatch(GENERATION, f"{name}: {values}")
+
+
+def _generation(run: TaskRun) -> dict:
+    config = run.of_task("configs")
+    settings = config.get("generation_kwargs") if isinstance(config, dict) else None
+    return settings if isinstance(settings, dict) else {}
 
 
 def _why(before: TaskRun, after: TaskRun) -> str:

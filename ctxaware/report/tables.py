@@ -101,14 +101,19 @@ class Table:
 
 def escape_markdown(text: str) -> str:
     """Text from data as itself: nothing in it is markup."""
-    return " ".join(_MARKDOWN.sub(r"\\\g<0>", text).split())
+    return _MARKDOWN.sub(r"\\\g<0>", _printable(text))
+
+
+def _printable(text: str) -> str:
+    """On one line, and without what would steer a terminal or can't be written as UTF-8."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
 
 
 def cell_text(cell: Cell) -> str:
     """A cell as it reads: three decimals for a figure, nothing for what is not there."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
-    return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
+    return f"{cell:.3f}" if isinstance(cell, float) else _printable(str(cell))
 
 
 def mean_score(run: TaskRun, metric: str | None = None) -> BoundedMean:

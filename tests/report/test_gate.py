@@ -295,3 +295,39 @@ def test_a_drop_at_the_limit_seldom_passes(simulation):
 def design(simulation, name):
     (of_name,) = (each for each in simulation.DESIGNS if each.name == name)
     return of_name
+
+
+def test_files_of_any_content_give_a_verdict_or_one_line(tmp_path):
+    """Values of a good run, one or two at a time, replaced by others."""
+    rng = np.random.default_rng(0)
+    values = [None, True, -1, 0, 1, 7, 0.5, float("nan"), 1e999, "", "x", "\ud800", [], [1], {}, {"t": 1}, {"t": {}}]
+    good = write_run(tmp_path / "good", {"t": passages([1, 0, 1, 1], 2)})
+    bad = write_run(tmp_path / "bad", {"t": passages([1, 0, 1, 1], 2)})
+    (file,) = find_samples(bad)
+    rows, results, n_verdicts, n_refused = file.rows(), file.results(), 0, 0
+    for _ in range(400):
+        new_rows, new_results = json.loads(json.dumps(rows)), json.loads(json.dumps(results))
+        for _ in range(rng.integers(1, 3)):
+            place = [*new_rows, new_results][rng.integers(5)]
+            while True:
+                key = list(place)[rng.integers(len(place))]
+                if not (isinstance(place[key], dict) and place[key] and rng.random() < 0.7):
+                    break
+                place = place[key]
+            place[key] = values[rng.integers(len(values))]
+        write_lines(file.path, new_rows)
+        file.results_path.write_text(json.dumps(new_results))
+        try:
+            markdown(gate(good, bad, allow=["missing", "prompts", "versions", "limit", "generation"])).encode()
+            n_verdicts += 1
+        except InputError:
+            n_refused += 1
+    assert min(n_verdicts, n_refused) > 40
+
+
+def test_a_place_that_can_not_be_written_is_one_line(runs, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    error = call(*runs({"t": [1, 0]}, {"t": [1, 0]}), "--out", tmp_path / "file").exception
+    assert isinstance(error, InputError)
+    assert "can't be written" in str(error)
+    assert (tmp_path / "file").read_text() == "mine"
