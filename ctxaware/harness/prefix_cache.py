@@ -132,7 +132,8 @@ class PrefixCache:
             alone = sum(max(n - n_tail, self._launch) for n in own if n > n_tail)
             return max(n_tail * len(own), self._launch) + alone
 
-        return min({max(n, n_scored) for n in own} | {n_scored}, key=lambda n: (cost(n), n))
+        kinks = {each for n in own for each in (n, n - self._launch)}  # between them the cost is linear
+        return min({max(n, n_scored) for n in kinks}, key=lambda n: (cost(n), n))
 
     def _grow(self, prompt: Prompt, n_tokens: int) -> None:
         """Make the trunk the first `n_tokens` of a prompt, or more of it where that is there already."""
