@@ -132,7 +132,7 @@ class PrefixCache:
             alone = sum(max(n - n_tail, self._launch) for n in own if n > n_tail)
             return max(n_tail * len(own), self._launch) + alone
 
-        kinks = {each for n in own for each in (n, n - self._launch)}  # between them the cost is linear
+        kinks = {n_scored, self._launch // len(own), *own, *(n - self._launch for n in own)}  # linear between these
         return min({max(n, n_scored) for n in kinks}, key=lambda n: (cost(n), n))
 
     def _grow(self, prompt: Prompt, n_tokens: int) -> None:

@@ -141,7 +141,7 @@ LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [
     ("make", "reason"),
     [
         (lambda: tf.MambaForCausalLM(tf.MambaConfig(**SMALL)), "recurrent"),
-        (lambda: tf.Lfm2ForCausalLM(tf.Lfm2Config(**LLAMA)), "conv"),
+        (lambda: tf.Lfm2ForCausalLM(tf.Lfm2Config(**LLAMA, layer_types=["conv", "full_attention"])), "conv"),
         (lambda: tf.T5ForConditionalGeneration(tf.T5Config(**T5)), "encoder-decoder"),
         (
             lambda: tf.LlamaForCausalLM(
