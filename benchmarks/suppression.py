@@ -36,7 +36,7 @@ def main() -> None:
     from lm_eval.models.huggingface import HFLM
 
     from ctxaware.attention.heads import top_heads
-    from ctxaware.intervals import bootstrap_mean
+    from ctxaware.intervals import DIFFERENCE, mean_interval
     from ctxaware.models import load_config, load_model, load_tokenizer, resolved_revision
 
     found = json.loads(args.heads.read_text())
@@ -54,13 +54,16 @@ def main() -> None:
     recalls = {}
     for name, heads in sets.items():
         recalls[name] = evaluated(args, lm, model, name, heads, found["revision"])
-        print(f"| {name} | {bootstrap_mean(recalls[name])} | {len(recalls[name])} |", flush=True)
+        print(f"| {name} | {mean_interval(recalls[name])} | {len(recalls[name])} |", flush=True)
     every, without_top, *others = recalls.values()
     random = np.mean(others, axis=0)  # by cell
-    print(f"| mean of {len(others)} random sets | {bootstrap_mean(random)} | {len(random)} |")
-    print(f"top less all heads: {bootstrap_mean(np.subtract(without_top, every)).signed}")
-    print(f"random less all heads: {bootstrap_mean(np.subtract(random, every)).signed}")
-    print(f"top less random: {bootstrap_mean(np.subtract(without_top, random)).signed}")
+    print(f"| mean of {len(others)} random sets | {mean_interval(random)} | {len(random)} |")
+    for title, first, second in [
+        ("top less all heads", without_top, every),
+        ("random less all heads", random, every),
+        ("top less random", without_top, random),
+    ]:
+        print(f"{title}: {mean_interval(np.subtract(first, second).tolist(), bounds=DIFFERENCE)}")
 
 
 def evaluated(args, lm, model, name: str, heads: list[tuple[int, int]], revision: str) -> list[float]:

@@ -1,27 +1,40 @@
 """Pictures. Colours are chosen to read in grey and with any colour vision."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ctxaware.runs.files import whole_file
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 SEQUENTIAL = "cividis"  # even in lightness, made for colour-vision deficiency
 CATEGORICAL = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")  # Okabe and Ito's
 
 
-def new_figure(width: float, height: float, columns: int = 1):
-    """A figure and its axes (an array for several columns), without a display and without pyplot's global state."""
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure and its axes, without a display and without pyplot's global state."""
+    figure, axes = new_panels(width, height, 1)
+    return figure, axes[0]
+
+
+def new_panels(width: float, height: float, columns: int) -> tuple[Figure, Sequence[Axes]]:
+    """A figure and its axes side by side with one y-axis, as `new_figure`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns, sharey=True)
+    return figure, figure.subplots(1, columns, sharey=True, squeeze=False)[0]
 
 
-def save(figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
     """Write a PNG and return its path."""
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=150, format="png")
@@ -115,12 +128,12 @@ def score_histogram(scores: np.ndarray, threshold: float | None, title: str, pat
         `path`.
     """
     figure, axes = new_figure(6, 3.6)
-    axes.hist(scores, bins=np.linspace(0, 1, 41), color="#3b5b92", edgecolor="white", linewidth=0.4)
-    told = f"{len(scores):,} instructions"
+    axes.hist(scores, bins=np.linspace(0, 1, 41).tolist(), color="#3b5b92", edgecolor="white", linewidth=0.4)
+    counts = f"{len(scores):,} instructions"
     if threshold is not None:
         axes.axvline(threshold, color="#b8860b", linestyle="--", linewidth=1.5)
-        told += f", {np.mean(scores > threshold):.1%} above {threshold:.2f}"
-    axes.set(xlim=(0, 1), xlabel="context-dependency score", ylabel="instructions", title=f"{title}\n{told}")
+        counts += f", {np.mean(scores > threshold):.1%} above {threshold:.2f}"
+    axes.set(xlim=(0, 1), xlabel="context-dependency score", ylabel="instructions", title=f"{title}\n{counts}")
     axes.spines[["top", "right"]].set_visible(False)
     return save(figure, path)
 
@@ -139,7 +152,7 @@ def instruction_lengths(lengths: np.ndarray, selected: np.ndarray, title: str, p
     """
     figure, axes = new_figure(6, 3.6)
     lengths = np.maximum(lengths, 1)
-    bins = np.geomspace(1, max(2, lengths.max()), 31)
+    bins = np.geomspace(1, max(2, lengths.max()), 31).tolist()
     kinds = [(lengths, "all", "#9aa7bd", 0.9)]
     if selected.any():
         kinds.append((lengths[selected], "selected", "#b8860b", 0.6))
@@ -169,7 +182,7 @@ def layer_disagreement(layers: Sequence[int], matrix: np.ndarray, title: str, pa
     figure, axes = new_figure(size + 0.8, size)
     image = axes.imshow(matrix, cmap=SEQUENTIAL, vmin=0, vmax=1)
     for set_ticks in (axes.set_xticks, axes.set_yticks):
-        set_ticks(range(len(layers)), layers, fontsize=8)
+        set_ticks(range(len(layers)), [str(layer_idx) for layer_idx in layers], fontsize=8)
     axes.set(xlabel="layer", ylabel="layer", title=f"disagreement between layers, {title}")
     if len(layers) <= 12:
         for (row, column), value in np.ndenumerate(matrix):
@@ -206,11 +219,12 @@ def layer_head_map(
     top = float(np.abs(values).max())
     colours = "PuOr" if signed else SEQUENTIAL
     image = axes.imshow(values, aspect="auto", cmap=colours, vmin=-top if signed else 0, vmax=top)
-    dot = {"color": "black" if signed else "white", "markeredgecolor": "0.3", "markersize": 4}
-    axes.plot(retrieval_heads, range(len(layers)), "o", label="retrieval head", **dot)
-    axes.set_yticks(range(len(layers)), layers, fontsize=7)
+    colour = "black" if signed else "white"
+    rows = range(len(layers))
+    axes.plot(retrieval_heads, rows, "o", label="retrieval head", color=colour, markeredgecolor="0.3", markersize=4)
+    axes.set_yticks(rows, map(str, layers), fontsize=7)
     heads = range(0, values.shape[1], max(1, values.shape[1] // 16))
-    axes.set_xticks(heads, heads, fontsize=8)
+    axes.set_xticks(heads, map(str, heads), fontsize=8)
     axes.set(xlabel="head", ylabel="layer")
     axes.set_title(title, loc="left", fontsize=9)
     figure.colorbar(image, label=label)
