@@ -204,6 +204,18 @@ def choose_dtype(name: str, device: "torch.device") -> "torch.dtype":
 def model_fingerprint(name: str, revision: str | None = None) -> str:
     """What identifies a model's weights, configuration and tokenizer; of an adapter also those of its base.
 
+    Raises:
+        InputError: there is no such model, or a file of it can't be read.
+    """
+    own = files_fingerprint(name, revision)
+    if (adapter := _adapter(name, revision)) is None:
+        return own
+    return f"{own} on {files_fingerprint(adapter.base_model_name_or_path, adapter.revision)}"
+
+
+def files_fingerprint(name: str, revision: str | None = None) -> str:
+    """What identifies the files of a model or an adapter alone.
+
     The hub's commit, or for a folder a hash of its files: whole up to `HASHED_WHOLE` bytes, of a larger file its size
     and 4,096 blocks of 64 KiB spread evenly, among them both ends. Training changes far more than lies between two.
     Not in it: hidden files, sub-folders, and `.md` files.
@@ -211,13 +223,6 @@ def model_fingerprint(name: str, revision: str | None = None) -> str:
     Raises:
         InputError: there is no such model, or a file of it can't be read.
     """
-    own = _own_fingerprint(name, revision)
-    if (adapter := _adapter(name, revision)) is None:
-        return own
-    return f"{own} on {_own_fingerprint(adapter.base_model_name_or_path, adapter.revision)}"
-
-
-def _own_fingerprint(name: str, revision: str | None) -> str:
     return _folder_hash(Path(name)) if Path(name).is_dir() else _commit(name, revision)
 
 
