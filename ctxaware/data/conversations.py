@@ -160,6 +160,12 @@ def fingerprint(path: str | Path) -> str:
     return sha256_of_file(find_file(path))
 
 
+def fingerprint_messages(messages: Sequence[dict]) -> str:
+    """The start (16 hexadecimal digits) of the SHA-256 of roles and contents: messages that differ have others."""
+    content = json.dumps([[message["role"], message["content"]] for message in messages])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
 def write_conversations(
     folder: Path, conversations: Iterable[dict], kind: str = "parquet", extra_columns: Sequence[tuple] = ()
 ) -> Path:
