@@ -9,6 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {  # public name: module
+    "ContextAwarenessCallback": "ctxaware.training.watch",
     "DataSelectionCallback": "ctxaware.training.callback",
     "InputError": "ctxaware.errors",
     "add_indicator": "ctxaware.indicator.token",
@@ -17,6 +18,7 @@ _HOMES = {  # public name: module
     "bootstrap_mean": "ctxaware.intervals",
     "demo_model": "ctxaware.demo",
     "mark_messages": "ctxaware.indicator.marking",
+    "probe_questions": "ctxaware.harness.probe",
     "score_conversations": "ctxaware.scores.formula",
     "select_turns": "ctxaware.scores.select",
 }

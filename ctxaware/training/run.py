@@ -79,6 +79,7 @@ def configuration(arguments: Arguments) -> dict:
     model, run = arguments.model, arguments.run
     found = asdict(run) | asdict(model) | (asdict(arguments.indicator) if arguments.indicator else {})
     found |= {k: v for k, v in arguments.training.to_dict().items() if not k.startswith(_FREE)}
+    del found["watch_every"]
     found["num_processes"] = PartialState().num_processes
     config = load_config(model.model_name_or_path, model.model_revision)
     found["base_weights"] = resolved_revision(model.model_name_or_path, config)
