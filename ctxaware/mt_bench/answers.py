@@ -207,9 +207,9 @@ def _served(model, tokenizer, peft, endpoint, max_new_tokens, indicator):
     if peft:
         raise InputError("--peft goes with a local model; the endpoint serves an adapter under a name of its own")
     if isinstance(tokenizer, str):
-        from ctxaware.harness.window import load_tokenizer
+        from ctxaware.models import load_tokenizer
 
-        tokenizer = load_tokenizer({"tokenizer": tokenizer})
+        tokenizer = load_tokenizer(tokenizer)
     if indicator and tokenizer is None:
         raise InputError(
             "--indicator through --base-url needs --tokenizer, the folder of the served model's tokenizer: "
