@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from ctxaware.commands import demo_model, gap, heatmap, layers, mt_bench, prepare, score, select, tasks_path
+from ctxaware.commands import demo_model, gap, heatmap, layers, mt_bench, prepare, report, score, select, tasks_path
 from ctxaware.errors import InputError, print_error
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ for module in (
     select,
     layers,
     mt_bench,
+    report,
     tasks_path,
     demo_model,
 ):

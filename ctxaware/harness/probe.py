@@ -48,7 +48,7 @@ class ProbeQuestion:
 
 
 def probe_questions(
-    tokenizer,
+    tokenizer: Any,
     max_context_length: int = 1000,
     needle: str = "pizza",
     haystack: str = BUILTIN,
@@ -86,14 +86,14 @@ def probe_questions(
     questions = []
     for suffix, mark in marks:
         for task, cluster, text, generation, score in asked:
-            prompt = user_prompt(mark(defuse(text, special)), chat)
+            prompt = str(user_prompt(mark(defuse(text, special)), chat))
             has_bos = bool(tokenizer.bos_token) and prompt.startswith(tokenizer.bos_token)
             ids = tokenizer(prompt, add_special_tokens=not has_bos, verbose=False)["input_ids"]
             questions.append(ProbeQuestion(task + suffix, cluster, prompt, tuple(ids), generation, score))
     return questions
 
 
-def _needles(tokenizer, haystack: str, name: str, max_context_length: int) -> Iterator[tuple]:
+def _needles(tokenizer: Any, haystack: str, name: str, max_context_length: int) -> Iterator[tuple]:
     lengths = grid_context_lengths(MIN_CONTEXT_LENGTH, max_context_length, NUM_CONTEXT_LENGTHS, RESERVE)
     docs = build_grid(tokenizer, haystack, load_needle(name), lengths, grid_depths(NUM_DEPTHS))
     generation = {**NEUTRAL_GENERATION, "do_sample": False, "max_new_tokens": NEEDLE_TOKENS}

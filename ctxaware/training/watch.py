@@ -156,7 +156,7 @@ class ContextAwarenessCallback(TrainerCallback):
         return tasks
 
     def _summary(self, scores: Sequence[float]) -> dict[str, float]:
-        told = {}
+        told: dict[str, float] = {}
         for task, rows in self._tasks().items():
             interval = mean_interval([scores[i] for i in rows], [self.questions[i].cluster for i in rows])
             told |= {f"context/{task}": interval.mean}
@@ -220,7 +220,7 @@ def answer(model: Any, tokenizer: Any, questions: Sequence[Question]) -> list[st
 
     stops = {tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)} - {None}
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    answers = {}
+    answers: dict[int, str] = {}
     for batch in _batches(questions):
         width = max(len(questions[i].input_ids) for i in batch)
         ids = torch.full((len(batch), width), padding)  # [n, width], padded on the left
