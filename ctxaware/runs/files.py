@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ctxaware.errors import InputError
 
@@ -80,7 +81,11 @@ def output_file(path: Path) -> Iterator[Path]:
         raise InputError(f"can't write {path}: {error.strerror or error}; make room or choose another place") from error
 
 
-def write_json(path: Path, value) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all.
+
+    Raises:
+        InputError: the disk is full or the place can't be written to.
+    """
     with output_file(path) as beside:
         beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,159 @@
+"""Whose output is it: a manifest that says how it was made, and a lock while a run is at work.
+
+A run that may be interrupted writes `run.json` into its output before it starts. The same command finds it there and
+goes on; a run of another configuration is refused, with the settings that differ. A lock keeps a second run away.
+"""
+
+import contextlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ctxaware.errors import InputError
+from ctxaware.runs.files import write_json
+
+RUN = "run.json"  # the manifest's usual name in an output folder
+LOCK = "lock"
+CONFIGURATION = "configuration"  # its key for all that could change the result
+_SHORT = 60  # characters shown of a value
+
+
+def claim(file: Path, configuration: Mapping[str, Any], output: Path, grows: Collection[str] = ()) -> dict[str, Any]:
+    """Claim an output for a run: write the manifest, or check the one that is there.
+
+    Two processes that may claim one output must hold its lock first (`locked`).
+
+    Args:
+        file: the manifest.
+        configuration: all that could change the result, as JSON can hold it.
+        output: what is claimed, as the user knows it; named in errors.
+        grows: keys of `configuration` that hold a dictionary to which a later run may add. An entry that only one
+            side has is no difference, and is kept.
+
+    Returns:
+        The manifest as it now stands in the file: `configuration`, and what else a run has noted there.
+
+    Raises:
+        InputError: the manifest is of another configuration, or it is damaged.
+    """
+    stored = read_manifest(file, output)
+    if stored is None:
+        manifest = {CONFIGURATION: as_json(configuration)}
+    else:
+        if difference := describe_difference(stored[CONFIGURATION], configuration, grows):
+            raise InputError(f"{output} holds a run with {difference}; choose another output, or remove this one")
+        manifest = {**stored, CONFIGURATION: _merged(stored[CONFIGURATION], as_json(configuration), grows)}
+    if manifest != stored:
+        write_manifest(file, manifest)
+    return manifest
+
+
+def read_manifest(file: Path, output: Path) -> dict[str, Any] | None:
+    """The manifest in `file`; None where there is no such file.
+
+    Raises:
+        InputError: it is cut off, empty, of another type, or can't be read.
+    """
+    try:
+        manifest = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _damaged(file, output, error.strerror or str(error)) from error
+    except (ValueError, RecursionError) as error:  # bytes that are no text are a ValueError as well
+        raise _damaged(file, output, f"it is no whole JSON: {error}") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get(CONFIGURATION), dict):
+        raise _damaged(file, output, f"expected an object with {CONFIGURATION!r}, got {_short(manifest)}")
+    return manifest
+
+
+def _damaged(file: Path, output: Path, cause: str) -> InputError:
+    return InputError(
+        f"{file} says how {output} was made, and can't be read ({cause}); restore it, remove {output} to start "
+        "again, or choose another output"
+    )
+
+
+def write_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a manifest, whole or not at all; equal manifests are equal files.
+
+    Raises:
+        InputError: the place can't be written to.
+    """
+    write_json(file, as_json(manifest))
+
+
+def describe_difference(stored: Mapping[str, Any], current: Mapping[str, Any], grows: Collection[str] = ()) -> str:
+    """In words, what differs between two configurations: key, stored value and value now; "" where nothing does.
+
+    A key that one side lacks is the same as None: a setting that an earlier version did not have was not given.
+
+    Args:
+        stored: of the earlier run.
+        current: of this run.
+        grows: as in `claim`.
+    """
+    old, new = _flat(as_json(stored)), _flat(as_json(current))
+    optional = {key for key in old.keys() ^ new.keys() if key.split(".")[0] in grows}
+    differing = [key for key in {**old, **new} if key not in optional and old.get(key) != new.get(key)]
+    return ", ".join(f"{key} {_short(old.get(key))} (now {_short(new.get(key))})" for key in differing)
+
+
+def as_json(value: Any) -> Any:
+    """A value as it comes back from a JSON file: tuples are lists, keys are text in their order."""
+    return json.loads(json.dumps(value, sort_keys=True))
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, whose keys are joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, entry in value.items():
+        flat |= _flat(entry, f"{prefix}{key}.") if isinstance(entry, dict) else {f"{prefix}{key}": entry}
+    return flat
+
+
+def _merged(stored: dict[str, Any], current: dict[str, Any], grows: Collection[str]) -> dict[str, Any]:
+    return current | {key: {**stored.get(key, {}), **current.get(key, {})} for key in grows}
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _SHORT else text[: _SHORT - 3] + "..."
+
+
+@contextlib.contextmanager
+def locked(file: Path, output: Path) -> Iterator[None]:
+    """Hold the lock of an output: no second process can.
+
+    The system frees the lock when the process ends, whatever ends it. The file stays: removing it would let two
+    processes lock two files of the same name.
+
+    Args:
+        file: the lock file; made if absent, never emptied, and not followed if it is a link.
+        output: what is locked, as the user knows it; named in errors.
+
+    Raises:
+        InputError: another process holds it, or the file can't be made.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(file, blocking=False)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_symlink():
+            raise OSError("it is a link")
+        if file.is_file() and file.stat().st_size:  # some releases of filelock would empty it
+            raise OSError("it is not empty, so it is somebody else's")
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"another process is writing {output}; wait for it, stop it, or choose another output"
+        ) from error
+    except OSError as error:
+        cause = error.strerror or str(error)
+        raise InputError(f"can't lock {output} with {file}: {cause}; remove that, or choose another output") from error
+    try:
+        yield
+    finally:
+        lock.release()
