@@ -6,8 +6,8 @@ interval then has no width. And flips are rare and go mostly one way, so the spr
 spread that was seen. The score test answers the last two: its variance is that of the distribution nearest to the data
 (in likelihood) among those with the hypothesised mean between the two bounds. For 0/1 scores this is Wilson's interval,
 for paired 0/1 scores Tango's (Statistics in Medicine 17, 1998), and against zero it is McNemar's test. Clusters enlarge
-the variance by their design effect (Rao and Scott, Biometrics 48, 1992), estimated by leaving out one cluster at a time,
-and the quantiles are those of Student's t for the number of clusters.
+the variance by their design effect (Rao and Scott, Biometrics 48, 1992), estimated by leaving out one cluster at a
+time, and the quantiles are those of Student's t for the number of clusters.
 """
 
 from collections.abc import Callable, Hashable, Sequence

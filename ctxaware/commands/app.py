@@ -4,7 +4,19 @@ import sys
 
 import typer
 
-from ctxaware.commands import demo_model, gap, heatmap, layers, mt_bench, prepare, report, score, select, tasks_path
+from ctxaware.commands import (
+    demo_model,
+    gap,
+    gate,
+    heatmap,
+    layers,
+    mt_bench,
+    prepare,
+    report,
+    score,
+    select,
+    tasks_path,
+)
 from ctxaware.errors import InputError, print_error
 
 app = typer.Typer(
@@ -17,6 +29,7 @@ app = typer.Typer(
 # in the order in which `--help` lists them
 for module in (
     gap,
+    gate,
     heatmap,
     prepare,
     score,
