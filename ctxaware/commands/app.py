@@ -16,6 +16,7 @@ COMMANDS = (  # one module each, in the order in which `--help` lists them
     "select",
     "layers",
     "gate",
+    "report",
     "heatmap",
     "mt_bench",
     "tasks_path",

@@ -15,7 +15,8 @@ from ctxaware.runs.files import write_json
 FINISHED = "finished"  # key of the manifest: the model is saved
 DATA = "_data"  # what starts with _ is left out of an upload to the hub
 SCORES = "scores.parquet"
-DERIVED = (DATA, "selection", SCORES, f"{SCORES}.parts")  # what the configuration determines
+WATCH = "watch.json"  # what the probe of the use of the context scored, probe by probe
+DERIVED = (DATA, "selection", SCORES, f"{SCORES}.parts", WATCH)  # what the configuration determines
 COMPLETE = "complete.json"  # in a checkpoint, written last: its files and their sizes
 
 
