@@ -4,35 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ctxaware.runs.files import whole_file
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from ctxaware.intervals import Interval
 
 SEQUENTIAL = "cividis"  # even in lightness, made for colour-vision deficiency
 CATEGORICAL = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")  # Okabe and Ito's
+INK = "#111111"  # on colours; plain black is a theme's text colour in a report
 
 
-def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
-    """A figure and its axes (an array for several columns), without a display and without pyplot's global state."""
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure and its axes, without a display and without pyplot's global state."""
+    figure, axes = new_panels(width, height, 1)
+    return figure, axes[0]
+
+
+def new_panels(width: float, height: float, columns: int) -> tuple[Figure, Sequence[Axes]]:
+    """A figure and its axes side by side with one y-axis, as `new_figure`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns, sharey=True)
+    return figure, figure.subplots(1, columns, sharey=True, squeeze=False)[0]
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG and return its path."""
+    """Write a PNG or an SVG, as the name ends, and return its path."""
     with whole_file(path) as unfinished:
-        figure.savefig(unfinished, dpi=150, format="png")
+        if path.suffix == ".svg":  # nothing behind the picture, and no date in it
+            figure.savefig(unfinished, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        else:
+            figure.savefig(unfinished, dpi=150, format="png")
     return path
 
 
@@ -69,7 +80,7 @@ def recall_heatmap(
     if grid.size <= 150:
         for row, column in np.argwhere(~np.isnan(grid)):
             value = grid[row, column]
-            colour = "white" if value < 0.5 else "black"
+            colour = "white" if value < 0.5 else INK
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     axes.set_title(f"{title}\nmean recall {np.mean(list(recalls)):.3f} over {len(recalls)} tests", fontsize=10)
     figure.colorbar(image, label="recall")
@@ -181,7 +192,7 @@ def layer_disagreement(layers: Sequence[int], matrix: np.ndarray, title: str, pa
     axes.set(xlabel="layer", ylabel="layer", title=f"disagreement between layers, {title}")
     if len(layers) <= 12:
         for (row, column), value in np.ndenumerate(matrix):
-            colour = "white" if value < 0.5 else "black"
+            colour = "white" if value < 0.5 else INK
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     figure.colorbar(image, label="share of turns not selected by the other", shrink=0.8)
     return save(figure, path)
@@ -214,15 +225,41 @@ def layer_head_map(
     top = float(np.abs(values).max())
     colours = "PuOr" if signed else SEQUENTIAL
     image = axes.imshow(values, aspect="auto", cmap=colours, vmin=-top if signed else 0, vmax=top)
-    dot = {"color": "black" if signed else "white", "markeredgecolor": "0.3", "markersize": 4}
-    axes.plot(retrieval_heads, range(len(layers)), "o", label="retrieval head", **dot)
-    axes.set_yticks(range(len(layers)), layers, fontsize=7)
+    colour = "black" if signed else "white"
+    rows = range(len(layers))
+    axes.plot(retrieval_heads, rows, "o", label="retrieval head", color=colour, markeredgecolor="0.3", markersize=4)
+    axes.set_yticks(rows, map(str, layers), fontsize=7)
     heads = range(0, values.shape[1], max(1, values.shape[1] // 16))
-    axes.set_xticks(heads, heads, fontsize=8)
+    axes.set_xticks(heads, map(str, heads), fontsize=8)
     axes.set(xlabel="head", ylabel="layer")
     axes.set_title(title, loc="left", fontsize=9)
     figure.colorbar(image, label=label)
     figure.legend(loc="outside lower center", frameon=False)
+    return save(figure, path)
+
+
+def score_curves(
+    steps: Sequence[int], intervals: Mapping[str, Sequence[tuple[float, float, float]]], title: str, path: Path
+) -> Path:
+    """Scores over the steps of a training run, a line with its intervals for each task.
+
+    Args:
+        steps: optimizer steps.
+        intervals: by task, mean, low and high at each step, 0–1. At most as many as `CATEGORICAL`.
+        title: of the picture.
+        path: of the picture.
+
+    Returns:
+        `path`.
+    """
+    figure, axes = new_figure(6.4, 3.6)
+    for (task, values), colour, marker in zip(intervals.items(), CATEGORICAL, "osD^v<>", strict=False):
+        mean, low, high = np.array(values).T
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(steps, mean, color=colour, marker=marker, markersize=4, label=task)
+    axes.set(ylim=(0, 1), xlabel="step", ylabel="score", title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=min(4, len(intervals)), frameon=False)
     return save(figure, path)
 
 
@@ -241,7 +278,7 @@ def recall_by_alpha(
     Returns:
         `path`.
     """
-    figure, (left, right) = new_figure(9.5, 4, columns=2)
+    figure, (left, right) = new_panels(9.5, 4, 2)
     alphas = list(curve)
     mean, low, high = ([getattr(curve[alpha], end) for alpha in alphas] for end in ("mean", "low", "high"))
     left.fill_between(alphas, low, high, color=CATEGORICAL[0], alpha=0.15, linewidth=0)

@@ -4,15 +4,20 @@ Protocol section 6, figures 3 and 4 of the paper. One forward a prompt gives the
 layers; nothing of the size length x length is made.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ctxaware.chat import Tokenized
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import INDICATOR
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Where every token of a prompt belongs, to exactly one. `first` is the first token where it is no BOS: models
 # without BOS make it their attention sink, so its weight says nothing about the text that it is part of.
@@ -35,7 +40,7 @@ class GroupedPrompt:
     groups: np.ndarray
 
 
-def group_tokens(tokenizer: Any, prompt: Tokenized) -> GroupedPrompt:
+def group_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Tokenized) -> GroupedPrompt:
     """Say of each token of a prompt which group it belongs to.
 
     User and assistant are the tokens of the messages' content; `[IND]` is a group of its own; the first token is BOS or

@@ -224,7 +224,7 @@ def build_grid(
             }
 
 
-def needle_documents(settings: NeedleSettings, tokenizer) -> list[dict]:
+def needle_documents(settings: NeedleSettings, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
     """The documents of a needle task's settings, by length and then depth; what `build_grid` yields.
 
     Special tokens typed in the haystack stay text.

@@ -15,6 +15,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
+from transformers import PreTrainedModel
 from transformers.generation import GenerationMode
 
 from ctxaware.errors import InputError
@@ -108,7 +109,7 @@ class PrefixReuseLM(HFLM):
         with one_line_in_lm_eval(), self._under_way():
             prompts = [self._to_generate(*request.args) for request in requests]
             groups: dict[str, list[int]] = {}  # indices of requests, by generation settings
-            whole = []
+            whole: list[int] = []
             for i, request in enumerate(requests):
                 reuses = self._reuses(prompts[i]) and self._is_greedy(request.args[1])
                 (groups.setdefault(repr(request.args[1]), []) if reuses else whole).append(i)
@@ -198,8 +199,8 @@ class PrefixReuseLM(HFLM):
         if self._logits is not None:
             return self._logits.unsqueeze(0)  # [1, n_scored, vocab]: the harness counts positions from the end
         call = super()._model_call
-        prompts = [self._padded_prompt(row) for row in inps.tolist()]
-        if self.backend != "causal" or None in prompts:  # the harness tries out batch sizes
+        prompts = [p for row in inps.tolist() if (p := self._padded_prompt(row)) is not None]
+        if self.backend != "causal" or len(prompts) < len(inps):  # or the harness tries out batch sizes
             return call(inps, attn_mask, labels)
         n_tokens = [len(prompt.input_ids) for prompt in prompts]
         for key in self.n_prompt_tokens:
@@ -284,7 +285,7 @@ def _one_line_out_of_memory(rows: torch.Tensor) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_cache_of_its_own(model: torch.nn.Module) -> Iterator[None]:
+def _no_cache_of_its_own(model: PreTrainedModel) -> Iterator[None]:
     """Take back the kind of cache that a checkpoint's generation settings name: `generate` refuses ours beside it."""
     config = model.generation_config
     kind, config.cache_implementation = config.cache_implementation, None

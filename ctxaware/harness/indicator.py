@@ -1,17 +1,22 @@
 """`indicator=…` for the harness's models: `[IND]` on the user messages of any task, whatever the back end."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctxaware.errors import InputError
 from ctxaware.harness.internals import one_line_in_lm_eval, uses_chat_template
 from ctxaware.indicator.marking import mark_messages, without_indicator
 from ctxaware.indicator.token import INDICATOR, indicator_id
 
+if TYPE_CHECKING:
+    from lm_eval.api.model import TemplateLM as BackEnd
+else:
+    BackEnd = object
+
 INDICATOR_MODES = ("never", "always")
 
 
-class IndicatorMixin:
+class IndicatorMixin(BackEnd):
     """Marks user messages where the harness applies the chat template. Stands before the back end's class.
 
     Args:
@@ -87,5 +92,5 @@ class IndicatorMixin:
 
     def get_model_info(self) -> dict[str, Any]:
         """What the results file says of the model."""
-        info = getattr(super(), "get_model_info", dict)()
+        info: dict[str, Any] = getattr(super(), "get_model_info", dict)()
         return {**info, "indicator": self.indicator}

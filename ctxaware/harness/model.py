@@ -57,7 +57,7 @@ class ContextLM(IndicatorMixin, SteeringMixin, PrefixReuseLM):
 def own_arguments(cls: type) -> set[str]:
     """Names of the arguments that our classes add to the harness's."""
     ours = (each for each in cls.__mro__ if each.__module__.startswith("ctxaware.") and "__init__" in vars(each))
-    names = {name for each in ours for name in inspect.signature(each.__init__).parameters}
+    names = {name for each in ours for name in inspect.signature(vars(each)["__init__"]).parameters}
     return names - {"self", "args", "kwargs"}
 
 

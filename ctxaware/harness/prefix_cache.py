@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 # Tokens that a forward pass of its own costs as much as, whatever it is fed: on a GPU reading the weights.
 LAUNCH_TOKENS = {"cpu": 16}
@@ -36,7 +36,7 @@ class Prompt:
         input_ids: its tokens, as the model sees them (cut on the left where the window asks for it).
         text: what was encoded, before it was cut; for log-likelihoods the context without the continuation.
         n_scored: how many of the last positions' logits are needed: 1 to generate, a continuation's length to score.
-        cache_key: what must be equal for keys and values to be shared; the tokens, where nothing else decides.
+        cache_key: one entry a token, equal where keys and values may be shared; empty: the tokens decide.
     """
 
     input_ids: tuple[int, ...]
@@ -56,14 +56,14 @@ class ModelCall:
 
     Attributes:
         input_ids: `[batch, n_keys]`: the prompts' tokens that are keys in this call, cached ones included; padding
-            is on the left where text is generated, on the right where the harness scores without reuse.
+            is on the left, on the right where the harness scores without reuse.
         attention_mask: `[batch, n_keys]`, 0 on padding. Keys that come after these were generated.
-        prompts: the prompt of each row; the row may be its beginning only. None for the harness's own trial batches.
+        prompts: the prompt of each row; the row may be its beginning only.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    prompts: tuple[Prompt | None, ...]
+    prompts: tuple[Prompt, ...]
 
 
 Around = Callable[[ModelCall], contextlib.AbstractContextManager]
@@ -77,7 +77,7 @@ class PrefixCache:
         around: opens a context manager around every call of the model.
     """
 
-    def __init__(self, model: torch.nn.Module, around: Around):
+    def __init__(self, model: PreTrainedModel, around: Around):
         self.model, self._around = model, around
         self._accepts = forward_parameters(model)
         self._launch = LAUNCH_TOKENS.get(model.device.type, _GPU_LAUNCH_TOKENS)
@@ -132,7 +132,8 @@ class PrefixCache:
             alone = sum(max(n - n_tail, self._launch) for n in own if n > n_tail)
             return max(n_tail * len(own), self._launch) + alone
 
-        return min({max(n, n_scored) for n in own} | {n_scored}, key=lambda n: (cost(n), n))
+        kinks = {n_scored, self._launch // len(own), *own, *(n - self._launch for n in own)}  # linear between these
+        return min({max(n, n_scored) for n in kinks}, key=lambda n: (cost(n), n))
 
     def _grow(self, prompt: Prompt, n_tokens: int) -> None:
         """Make the trunk the first `n_tokens` of a prompt, or more of it where that is there already."""
@@ -156,7 +157,15 @@ class PrefixCache:
         logits = self._forward(input_ids, attention_mask, n_cached, cache, tuple(prompts), n_logits)
         return [row[-p.n_scored :] for row, p in zip(logits, prompts, strict=True)]
 
-    def _forward(self, input_ids, attention_mask, n_cached, cache, prompts, n_logits) -> torch.Tensor:
+    def _forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        n_cached: int,
+        cache: DynamicCache,
+        prompts: tuple[Prompt, ...],
+        n_logits: int,
+    ) -> torch.Tensor:
         """Logits `[batch, n, vocab]`, n at least `n_logits`, of all columns after the first `n_cached`."""
         optional = {
             "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, n_cached:],
@@ -211,13 +220,13 @@ def left_padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tenso
     return input_ids, attention_mask
 
 
-def forward_parameters(model: torch.nn.Module) -> set[str]:
+def forward_parameters(model: PreTrainedModel) -> set[str]:
     """Names that the model's own `forward` takes, that of the base where an adapter is around it."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return set(inspect.signature(base.forward).parameters)
 
 
-def why_not_exact(model: torch.nn.Module) -> str | None:
+def why_not_exact(model: PreTrainedModel) -> str | None:
     """Why the cache of a text, cut short, may not be the cache of the shorter text; None where it is.
 
     First what the configuration says, then a trial: a few tokens with and without reuse must give the same logits.
@@ -243,7 +252,7 @@ def _rope_types(config: Any) -> Iterator[str]:
         yield from filter(None, [each.get("rope_type")])
 
 
-def _trial(model: torch.nn.Module) -> str | None:
+def _trial(model: PreTrainedModel) -> str | None:
     n = min(model.get_input_embeddings().weight.shape[0], 997)
     text = [(i * i * 7 + 3 * i + 1) % n for i in range(40)]
     trials = [Prompt(tuple(text[:12] + text[20:29])), Prompt(tuple(text[:12] + text[29:40]))]

@@ -1,9 +1,15 @@
 """Prompt templates of the protocol (sections 1 and 2), and a user message as the prompt that a model continues."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ctxaware.chat import Rendered, Span, Tokenized, render, tokenize
 from ctxaware.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PROMPT_TEMPLATES = {  # the paper's table 8; {context} on lines of its own
     1: "You are a helpful AI assistant that answers a question using only the provided document:\n"
@@ -62,7 +68,9 @@ def user_prompt(
     return prompt + (" " if prompt and not prompt[-1].isspace() else "") + response_prefix
 
 
-def render_prompt(tokenizer, text: str, with_template: bool, response_prefix: str = "") -> Rendered:
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase, text: str, with_template: bool, response_prefix: str = ""
+) -> Rendered:
     """What `user_prompt` writes, and where the user's message and the response prefix (an assistant's) stand in it.
 
     Args:
@@ -84,7 +92,7 @@ def render_prompt(tokenizer, text: str, with_template: bool, response_prefix: st
     else:
         rendered = Rendered(text, (Span(0, "user", 0, len(text)),))
         prompt = user_prompt(text, response_prefix=response_prefix)
-    if not prompt.startswith(rendered.text):
+    if not isinstance(prompt, str) or not prompt.startswith(rendered.text):
         raise InputError("the chat template writes a prompt with an empty system message in two ways: can't be located")
     spans = rendered.spans
     if response_prefix:
@@ -92,11 +100,11 @@ def render_prompt(tokenizer, text: str, with_template: bool, response_prefix: st
     return Rendered(prompt, spans)
 
 
-def _template_of(tokenizer) -> Callable:
+def _template_of(tokenizer: PreTrainedTokenizerBase) -> Callable:
     return lambda messages, **kwargs: tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
 
 
-def tokenize_prompt(tokenizer, rendered: Rendered) -> Tokenized:
+def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, rendered: Rendered) -> Tokenized:
     """A prompt as the harness encodes it: the tokenizer adds its special tokens unless BOS stands there already.
 
     Args:

@@ -1,4 +1,4 @@
-"""One task of the harness on a model at hand, its files in a folder that is there whole or not at all."""
+"""Tasks of the harness on a model at hand, each task's files in a folder that is there whole or not at all."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,10 +9,9 @@ from ctxaware.report.samples import TaskRun, find_samples, read_task
 from ctxaware.runs.files import remove_unfinished, whole_folder
 
 
-def run_task(
+def run_tasks(
     lm: Any,
-    task: str,
-    folder: Path,
+    folders: Mapping[str, Path],
     *,
     arguments: Mapping[str, Any],
     settings: Mapping[str, Any],
@@ -20,45 +19,51 @@ def run_task(
     cache: Path,
     documents: Sequence[int] | None = None,
 ) -> None:
-    """Evaluate one of our tasks, as `lm_eval` does with `--log_samples --output_path folder`.
+    """Evaluate some of our tasks together, as `lm_eval` does with `--log_samples --output_path`.
 
     Args:
         lm: the harness's model.
-        task: its name.
-        folder: of the results; made here.
-        arguments: the model's, which the task sees as `--model_args`.
-        settings: the task's, as `--metadata`.
+        folders: of the results, by task; made here.
+        arguments: the model's, which the tasks see as `--model_args`.
+        settings: the tasks', as `--metadata`.
         template: whether prompts go through the chat template.
         cache: of answers, one for each model and way of running it: its key is the prompt.
-        documents: indices of those to evaluate; None for all.
+        documents: indices of each task's documents to evaluate; None for all.
     """
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=str(tasks_folder()), include_defaults=False, metadata={**arguments, **settings})
-    remove_unfinished(folder)
-    with whole_folder(folder) as unfinished:
-        tracker = EvaluationTracker(output_path=str(unfinished))
-        results = simple_evaluate(
-            model=lm,
-            model_args=dict(arguments),
-            tasks=[task],
-            task_manager=manager,
-            apply_chat_template=template,
-            use_cache=str(cache),
-            samples=None if documents is None else {task: list(documents)},
-            log_samples=True,
-            evaluation_tracker=tracker,
-            bootstrap_iters=0,
-        )
-        samples = results.pop("samples")
-        tracker.save_results_aggregated(results=results, samples=samples)
-        tracker.save_results_samples(task_name=task, samples=samples[task])
-        find_samples(unfinished, task)  # the tracker only logs a failure to write
+    metadata = {**arguments, **settings}
+    tracker = EvaluationTracker()
+    results = simple_evaluate(
+        model=lm,
+        model_args=dict(arguments),
+        tasks=list(folders),
+        task_manager=TaskManager(include_path=str(tasks_folder()), include_defaults=False, metadata=metadata),
+        apply_chat_template=template,
+        use_cache=str(cache),
+        samples=None if documents is None else {task: list(documents) for task in folders},
+        log_samples=True,
+        evaluation_tracker=tracker,
+        bootstrap_iters=0,
+    )
+    samples = results.pop("samples")
+    for task, folder in folders.items():
+        of_task = {key: {task: each[task]} if _is_by_task(each, task) else each for key, each in results.items()}
+        remove_unfinished(folder)
+        with whole_folder(folder) as unfinished:
+            tracker.output_path = str(unfinished)
+            tracker.save_results_aggregated(results=of_task, samples={task: samples[task]})
+            tracker.save_results_samples(task_name=task, samples=samples[task])
+            find_samples(unfinished, task)  # the tracker only logs a failure to write
+
+
+def _is_by_task(part: Any, task: str) -> bool:
+    return isinstance(part, dict) and task in part
 
 
 def read_run(folder: Path, task: str) -> TaskRun:
-    """What `run_task` left in `folder`."""
+    """What `run_tasks` left of a task in its folder."""
     (file,) = find_samples(folder, task)
     return read_task(file)

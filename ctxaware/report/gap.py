@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 from ctxaware.errors import InputError
 from ctxaware.intervals import DIFFERENCE, Interval, mean_interval
-from ctxaware.report.evaluation import read_run, run_task
+from ctxaware.report.evaluation import read_run, run_tasks
 from ctxaware.report.samples import TaskRun, cluster
 from ctxaware.report.tables import Table, mean_score
 from ctxaware.runs.files import write_text
@@ -123,9 +124,10 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:
         if any(cell.template for cell, _ in todo if cell.model == model):
             _require_template(plan, model)
         lm = _load(plan, model)
-        for cell, task in todo:
-            if cell.model == model:
-                _evaluate(lm, plan, cell, task, out)
+        of_model = [(cell, task) for cell, task in todo if cell.model == model]
+        # cells that differ only in how a prompt ends go in one evaluation, where they share all before it
+        for (_, task), together in itertools.groupby(of_model, key=lambda pair: (pair[0].template, pair[1])):
+            _evaluate(lm, plan, [cell for cell, _ in together], task, out)
         del lm
         gc.collect()  # the harness's models are cyclic: without this two would share the device's memory
     return summarise(plan, out)
@@ -159,23 +161,26 @@ def _load(plan: Plan, model: str):
     import torch
     from lm_eval.api.registry import get_model
 
+    from ctxaware.harness.model import ContextLM
+
+    kind = ContextLM if plan.backend == "hf" else get_model(plan.backend)
     here = "cuda" if torch.cuda.is_available() else "cpu"
     more = {"batch_size": plan.batch_size, "device": plan.device or (here if plan.backend == "hf" else None)}
     try:
-        return get_model(plan.backend).create_from_arg_obj(plan.arguments(model), more)
+        return kind.create_from_arg_obj(plan.arguments(model), more)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"can't load --{model} {plan.models[model]}: {str(error).splitlines()[0]}") from error
 
 
-def _evaluate(lm, plan: Plan, cell: Cell, task: str, out: Path) -> None:
-    run_task(
+def _evaluate(lm, plan: Plan, together: list[Cell], task: str, out: Path) -> None:
+    """Run cells of one model, with or without its template, and save each in a folder of its own."""
+    run_tasks(
         lm,
-        cell.task(task),
-        cell.folder(out, task),
-        arguments=plan.arguments(cell.model),
+        {cell.task(task): cell.folder(out, task) for cell in together},
+        arguments=plan.arguments(together[0].model),
         settings=plan.settings,
-        template=cell.template,
-        cache=out / "cache" / cell.model,
+        template=together[0].template,
+        cache=out / "cache" / together[0].model,
     )
 
 

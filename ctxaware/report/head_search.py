@@ -1,9 +1,11 @@
 """`ctxaware heads`: the retrieval head of each layer and a ranking of all heads, from answered needle prompts."""
 
+from __future__ import annotations
+
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,10 +23,13 @@ from ctxaware.harness.grid import needle_documents
 from ctxaware.harness.needles import load_needle
 from ctxaware.harness.prompts import PROMPT_TEMPLATES, render_prompt, tokenize_prompt
 from ctxaware.harness.settings import NeedleSettings
-from ctxaware.models import choose_dtype, load_config, load_model, load_tokenizer, resolved_revision
+from ctxaware.models import choose_dtype, load_model, load_tokenizer, model_fingerprint
 from ctxaware.plots import layer_head_map
 from ctxaware.runs.files import write_json
 from ctxaware.runs.progress import progress_bar
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOP_PERCENT = 5  # of the heads: the share that the literature calls retrieval heads
 
@@ -42,7 +47,7 @@ class HeadSearch:
     attention: HeadAttention
 
 
-def answered_prompt(tokenizer: Any, doc: dict, settings: NeedleSettings) -> AnsweredPrompt:
+def answered_prompt(tokenizer: PreTrainedTokenizerBase, doc: dict, settings: NeedleSettings) -> AnsweredPrompt:
     """A document as a prompt, with the needle itself as the answer; with the chat template where there is one.
 
     Args:
@@ -66,7 +71,7 @@ def answered_prompt(tokenizer: Any, doc: dict, settings: NeedleSettings) -> Answ
     return _with_parts(tokenizer, rendered, answer, prefix)
 
 
-def _with_parts(tokenizer: Any, rendered: Rendered, answer: str, prefix: str) -> AnsweredPrompt:
+def _with_parts(tokenizer: PreTrainedTokenizerBase, rendered: Rendered, answer: str, prefix: str) -> AnsweredPrompt:
     """The tokens of a rendered prompt whose response is `answer`, which starts with `prefix`."""
     n = len(rendered.spans)
     needle_at, end = rendered.text.index(answer), len(rendered.text)
@@ -82,7 +87,7 @@ def _with_parts(tokenizer: Any, rendered: Rendered, answer: str, prefix: str) ->
     return AnsweredPrompt(tokens.input_ids, is_user, is_needle, np.flatnonzero(tokens.mask("answer")) - 1)
 
 
-def search_heads(model: Any, tokenizer: Any, settings: NeedleSettings) -> HeadSearch:
+def search_heads(model: Any, tokenizer: PreTrainedTokenizerBase, settings: NeedleSettings) -> HeadSearch:
     """Attention of every head on the user's text and on the needle, for every prompt of `settings`.
 
     Args:
@@ -126,7 +131,7 @@ def find_heads(name: str, settings: NeedleSettings, dtype: str, out: Path) -> di
     found = search_heads(model, tokenizer, settings)
     content = {
         "model": name,
-        "revision": resolved_revision(name, load_config(name)),
+        "fingerprint": model_fingerprint(name),
         "n_layers": len(found.layers),
         "n_heads": found.attention.user.shape[2],
         "with_template": bool(tokenizer.chat_template),

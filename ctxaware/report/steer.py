@@ -15,7 +15,7 @@ from typing import Any
 from ctxaware.errors import InputError
 from ctxaware.intervals import Interval
 from ctxaware.report.compare import pair
-from ctxaware.report.evaluation import read_run, run_task
+from ctxaware.report.evaluation import read_run, run_tasks
 from ctxaware.report.samples import TaskRun
 from ctxaware.report.tables import Table, mean_score, table_1
 from ctxaware.runs.claim import LOCK, RUN, claim, locked
@@ -158,10 +158,9 @@ class _Runner:
         folder = self.out / (half or "whole") / condition.name / task
         if not folder.is_dir():
             self.lm.set_steering(condition.alpha, self.plan.heads)
-            run_task(
+            run_tasks(
                 self.lm,
-                task,
-                folder,
+                {task: folder},
                 arguments=self.plan.arguments,
                 settings=self.plan.settings,
                 template=condition.template,

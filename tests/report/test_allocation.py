@@ -18,6 +18,7 @@ from ctxaware.harness.grid import needle_documents
 from ctxaware.harness.paths import tasks_folder
 from ctxaware.harness.settings import NeedleSettings
 from ctxaware.indicator.token import add_indicator
+from ctxaware.intervals import t_interval
 from ctxaware.models import load_model, load_tokenizer
 from ctxaware.report.allocation import pictures, run, summary, table
 from ctxaware.report.allocation.prompts import CONDITIONS, grouped_prompt
@@ -217,6 +218,22 @@ def test_differences_are_paired_by_prompt():
     model = ModelShares("m", [7], np.arange(30), np.zeros(30), {"plain": plain, "template": template})
     change = summary.summarise([model])["m"]["changes"]["template - plain"]["user"]
     assert change.high - change.low < 1e-9, "the prompts' own spread is no part of the difference"
+
+
+def test_shares_have_students_interval_and_a_single_one_has_none():
+    from scipy import stats
+
+    values = np.random.default_rng(1).random(12)
+    interval = t_interval(values)
+    assert (interval.low, interval.high) == pytest.approx(
+        stats.t.interval(0.95, 11, loc=values.mean(), scale=stats.sem(values))
+    )
+    assert (interval.mean, interval.n) == (pytest.approx(values.mean()), 12)
+    assert summary.as_json({"a": {5: t_interval([0.3])}}) == {
+        "a": {5: {"mean": 0.3, "low": None, "high": None, "n": 1}}
+    }
+    with pytest.raises(ValueError, match="at least one"):
+        t_interval([])
 
 
 def test_table_and_pictures_are_there_for_every_mix_of_models(finished, folder, tmp_path):

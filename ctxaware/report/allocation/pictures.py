@@ -93,7 +93,7 @@ def change_map(model: ModelShares, path: Path) -> Path:
 
 def length_depth_lines(label: str, summary: dict[str, Any], path: Path) -> Path:
     """The user's share against context length and needle depth, a line a condition, with 95% intervals."""
-    figure, panels = plots.new_figure(8.5, 3.8, columns=2)
+    figure, panels = plots.new_panels(8.5, 3.8, columns=2)
     for axes, key in zip(panels, ("by_context_length", "by_depth_percent"), strict=True):
         for name, points in summary[key].items():
             colour, marker = LINES[name]

@@ -1,7 +1,9 @@
 """The needle prompts of `ctxaware attention`, one for each document and condition, their tokens in groups."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ctxaware.attention.roles import GroupedPrompt, group_tokens
 from ctxaware.chat import defuse, special_token_pattern
@@ -9,6 +11,9 @@ from ctxaware.harness.needles import load_needle
 from ctxaware.harness.prompts import PROMPT_TEMPLATES, render_prompt, tokenize_prompt
 from ctxaware.harness.settings import NeedleSettings
 from ctxaware.indicator.marking import append_indicator
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,9 @@ INDICATOR = Condition("indicator", "with template and [IND]", True, True)
 CONDITIONS = (PLAIN, TEMPLATE, INDICATOR)
 
 
-def grouped_prompt(tokenizer: Any, doc: dict, condition: Condition, settings: NeedleSettings) -> GroupedPrompt:
+def grouped_prompt(
+    tokenizer: PreTrainedTokenizerBase, doc: dict, condition: Condition, settings: NeedleSettings
+) -> GroupedPrompt:
     """A document as the prompt of `condition`, with the response prefix.
 
     Args:

@@ -4,25 +4,30 @@ A shard is a few prompts of one model in all conditions. A finished one is a Par
 manifest of everything that could change a share; the shards joined in order are `OUT/attention.parquet`.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctxaware.errors import InputError
 from ctxaware.harness.grid import needle_documents
 from ctxaware.harness.settings import NeedleSettings
 from ctxaware.indicator.token import indicator_id
-from ctxaware.models import choose_dtype, load_config, load_model, load_tokenizer, resolved_revision
+from ctxaware.models import choose_dtype, load_config, load_model, load_tokenizer, model_fingerprint
 from ctxaware.report.allocation import table
 from ctxaware.report.allocation.prompts import INDICATOR, PLAIN, TEMPLATE, Condition, grouped_prompt
 from ctxaware.runs.processes import on_main
 from ctxaware.runs.progress import progress_bar
 from ctxaware.scores.run import parse_layers
 from ctxaware.scores.shards import versions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SHARD_SIZE = 8  # prompts; what is lost at most by a kill, in each process
 
@@ -103,8 +108,8 @@ def measure(run: AllocationRun) -> Path:
 
 def _plan(run: AllocationRun, device: Any, held: contextlib.ExitStack) -> tuple[list[list[int]], list[int]]:
     """What the main process finds out for all: each model's layers, and the numbers of the shards still to do."""
-    described = [_describe(run, model) for model in run.models]
-    manifest = {
+    described = {model.label: _describe(run, model) for model in run.models}
+    configuration = {
         "models": described,
         "settings": dataclasses.asdict(run.settings),
         "shard_size": SHARD_SIZE,
@@ -112,12 +117,12 @@ def _plan(run: AllocationRun, device: Any, held: contextlib.ExitStack) -> tuple[
         "device": device.type,
         "versions": versions(),
     }
-    held.enter_context(table.claimed(run.out, manifest))
-    return [model["layers"] for model in described], table.missing_shards(run.out, len(run.shards))
+    held.enter_context(table.claimed(run.out, configuration))
+    return [model["layers"] for model in described.values()], table.missing_shards(run.out, len(run.shards))
 
 
 def _describe(run: AllocationRun, model: Model) -> dict[str, Any]:
-    """A model's part of the manifest; whatever could be wrong with it is found here, before any is loaded."""
+    """A model's part of the configuration; whatever could be wrong with it is found here, before any is loaded."""
     config, tokenizer = load_config(model.name), load_tokenizer(model.name)
     if TEMPLATE in model.conditions and not tokenizer.chat_template:
         raise InputError(f"{model.name} has no chat template; pass it as --base, and the chat model as --instruct")
@@ -130,9 +135,8 @@ def _describe(run: AllocationRun, model: Model) -> dict[str, Any]:
     for doc in documents:
         digest.update(f"{doc['context']}\0{doc['question']}\0{doc['needle']}\0".encode())
     return {
-        "label": model.label,
         "name": model.name,
-        "revision": resolved_revision(model.name, config),
+        "fingerprint": model_fingerprint(model.name),
         "chat_template_sha256": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
         "conditions": [condition.name for condition in model.conditions],
         "layers": parse_layers(run.layer, text_config.num_hidden_layers),
@@ -140,7 +144,9 @@ def _describe(run: AllocationRun, model: Model) -> dict[str, Any]:
     }
 
 
-def _check_window(run: AllocationRun, model: Model, tokenizer: Any, longest: dict, window: int | None) -> None:
+def _check_window(
+    run: AllocationRun, model: Model, tokenizer: PreTrainedTokenizerBase, longest: dict, window: int | None
+) -> None:
     """Raise `InputError` where the prompt of the longest document does not fit the model's window."""
     n_tokens = max(len(grouped_prompt(tokenizer, longest, c, run.settings).input_ids) for c in model.conditions)
     if window and n_tokens > window:

@@ -1,13 +1,13 @@
 """What `ctxaware attention` says: the shares of the retrieval head with intervals, and what the template changes."""
 
-import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 
 from ctxaware.attention.heads import retrieval_heads
 from ctxaware.attention.roles import GROUPS, SHARES, renormalised, user_mass
-from ctxaware.intervals import Interval, bootstrap_mean
+from ctxaware.intervals import Interval, t_interval
 from ctxaware.report.allocation.prompts import CONDITIONS, INDICATOR, PLAIN, TEMPLATE
 from ctxaware.report.allocation.table import ModelShares
 from ctxaware.scores.formula import DEFAULT_LAYER
@@ -82,22 +82,22 @@ def _summary(model: ModelShares) -> dict[str, Any]:
         "layer": layer,
         "n_prompts": len(model.depths),
         "allocation": {
-            name: {share: bootstrap_mean(values[:, at, i]) for i, share in enumerate(SHARES)}
+            name: {share: t_interval(values[:, at, i]) for i, share in enumerate(SHARES)}
             for name, values in shares.items()
         },
-        "left_out": {name: bootstrap_mean(_left_out(model, name, at)) for name in shares},
+        "left_out": {name: t_interval(_left_out(model, name, at)) for name in shares},
         "changes": {
-            f"{a} - {b}": {share: bootstrap_mean((shares[a] - shares[b])[:, at, i]) for i, share in enumerate(SHARES)}
+            f"{a} - {b}": {share: t_interval((shares[a] - shares[b])[:, at, i]) for i, share in enumerate(SHARES)}
             for a, b in compared
         },
         "other_heads": {
-            choice: {f"{a} - {b}": bootstrap_mean((other[a] - other[b])[:, at, user]) for a, b in compared}
+            choice: {f"{a} - {b}": t_interval((other[a] - other[b])[:, at, user]) for a, b in compared}
             for choice, other in ((choice, head_shares(model, choice)) for choice in choices)
         },
         "by_layer": {
             layer_idx: {
                 "user": {name: float(values[:, i, user].mean()) for name, values in shares.items()},
-                "change": {f"{a} - {b}": bootstrap_mean((shares[a] - shares[b])[:, i, user]) for a, b in compared},
+                "change": {f"{a} - {b}": t_interval((shares[a] - shares[b])[:, i, user]) for a, b in compared},
             }
             for i, layer_idx in enumerate(model.layers)
         },
@@ -114,15 +114,15 @@ def _left_out(model: ModelShares, name: str, at: int) -> np.ndarray:
 
 
 def _by(keys: np.ndarray, values: dict[str, np.ndarray]) -> dict[str, dict[float, Interval]]:
-    return {
-        name: {float(key): bootstrap_mean(of[keys == key]) for key in np.unique(keys)} for name, of in values.items()
-    }
+    return {name: {float(key): t_interval(of[keys == key]) for key in np.unique(keys)} for name, of in values.items()}
 
 
 def as_json(node: Any) -> Any:
-    """Intervals as dictionaries, all the way down."""
+    """Intervals as dictionaries all the way down; a bound that is not known (of a single value) is null."""
     if isinstance(node, Interval):
-        return dataclasses.asdict(node)
+        bounds = {"low": node.low, "high": node.high}
+        known = {key: None if math.isnan(bound) else bound for key, bound in bounds.items()}
+        return {"mean": node.mean, **known, "n": node.n}
     return {key: as_json(value) for key, value in node.items()} if isinstance(node, dict) else node
 
 

@@ -1,8 +1,6 @@
 """`attention.parquet`: one row a prompt, condition, layer, head and group of tokens; its shards, and reading it."""
 
 import contextlib
-import fcntl
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,35 +12,21 @@ import numpy as np
 from ctxaware.attention.roles import GROUPS
 from ctxaware.errors import InputError
 from ctxaware.report.allocation.prompts import Condition
-from ctxaware.runs.files import output_file, write_json
+from ctxaware.runs.claim import LOCK, RUN, claim, locked
+from ctxaware.runs.files import output_file
 
 NAME = "attention.parquet"
-MANIFEST = "manifest.json"
 
 
 @contextlib.contextmanager
-def claimed(out: Path, manifest: dict[str, Any]) -> Iterator[None]:
+def claimed(out: Path, configuration: dict[str, Any]) -> Iterator[None]:
     """Claim the folder `out` for this run until the end of the block.
 
     Raises:
         InputError: it holds another run's results, or one is at work there.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = open(out / "lock", "w")  # noqa: SIM115 - held until the end
-    except OSError as error:
-        raise InputError(f"can't write {out}: {error.strerror}; choose another --out") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system, even after kill -9
-        except OSError as error:
-            raise InputError(f"another run is writing {out}; wait for it or choose another --out") from error
-        stored, manifest = out / MANIFEST, json.loads(json.dumps(manifest))
-        if not stored.exists():
-            write_json(stored, manifest)
-        elif (theirs := json.loads(stored.read_text(encoding="utf-8"))) != manifest:
-            differing = [key for key in manifest if manifest[key] != theirs.get(key)]
-            raise InputError(f"{out} holds results of another run (its {', '.join(differing)}); choose another --out")
+    with locked(out / LOCK, out):
+        claim(out / RUN, configuration, out)
         yield
 
 
