@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ctxaware.errors import InputError
-from ctxaware.models import resolved_revision
+from ctxaware.models import model_fingerprint
 
 ALL = "all"
 
@@ -33,7 +33,7 @@ def heads_by_layer(
     if heads == ALL:
         return {layer_idx: torch.ones(n_heads, dtype=torch.bool) for layer_idx in range(n_layers)}
     if isinstance(heads, str | Path):
-        heads = _read(Path(heads).expanduser(), model, name or model.name_or_path)
+        heads = _read(Path(heads).expanduser(), model, name)
     by_layer: dict[int, torch.Tensor] = {}
     for layer_idx, head_idx in heads:
         for what, index, size in (("layer_idx", layer_idx, n_layers), ("head_idx", head_idx, n_heads)):
@@ -45,25 +45,32 @@ def heads_by_layer(
     return by_layer
 
 
-def _read(path: Path, model: Any, name: str) -> list[tuple[int, int]]:
+def _read(path: Path, model: Any, name: str | None) -> list[tuple[int, int]]:
     """The retrieval heads of a file, once it is known to be this model's."""
     if not path.is_file():
         raise InputError(f"heads must be all, or a file that `ctxaware heads` wrote; there is no file {str(path)!r}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        theirs = content["revision"], content["n_layers"], content["n_heads"]
+        theirs = content["fingerprint"], content["n_layers"], content["n_heads"]
         pairs = [(head["layer_idx"], head["head_idx"]) for head in content["retrieval_heads"]]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is not a file that `ctxaware heads` writes ({type(error).__name__}: {error}); run it again"
         ) from error
     config = model.config.get_text_config(decoder=True)
-    revision = resolved_revision(name, model.config) if name else None
-    ours = revision, config.num_hidden_layers, config.num_attention_heads
-    if ours != theirs or revision is None:
-        is_known = "not known to be" if revision is None else "not"
+    ours = _fingerprint(model, name), config.num_hidden_layers, config.num_attention_heads
+    if ours != theirs or not all(theirs):
         raise InputError(
-            f"{path} holds heads of {content.get('model')} (revision, layers, heads: {', '.join(map(str, theirs))}), "
-            f"which is {is_known} this model ({', '.join(map(str, ours))}); run `ctxaware heads` for this model"
+            f"{path} holds heads of {content.get('model')} (fingerprint, layers, heads: "
+            f"{', '.join(map(str, theirs))}), which is not this model ({', '.join(map(str, ours))}); run "
+            "`ctxaware heads` for this model"
         )
     return pairs
+
+
+def _fingerprint(model: Any, name: str | None) -> str | None:
+    """Of the files that the model was loaded from; None where it was not loaded."""
+    if name:
+        return model_fingerprint(name)
+    commit = getattr(model.config, "_commit_hash", None)
+    return model_fingerprint(model.name_or_path, commit) if model.name_or_path else None

@@ -101,12 +101,12 @@ class Plan:
 
     def configuration(self) -> dict[str, Any]:
         """All that could change the results."""
-        from ctxaware.models import load_config, resolved_revision
+        from ctxaware.models import model_fingerprint
 
         path = Path(self.heads).expanduser()
         return {
             **dataclasses.asdict(self),
-            "revision": resolved_revision(self.model, load_config(self.model)),
+            "fingerprint": model_fingerprint(self.model),
             "heads_file": path.read_text(encoding="utf-8") if path.is_file() else None,
         }
 

@@ -285,13 +285,13 @@ def test_heads_that_the_model_lacks_are_refused(llama, heads, message):
 
 
 def heads_file(path, model, **changes):
-    from ctxaware.models import load_config, resolved_revision
+    from ctxaware.models import load_config, model_fingerprint
 
     name = str(model)
     config = load_config(name)
     content = {
         "model": name,
-        "revision": resolved_revision(name, config),
+        "fingerprint": model_fingerprint(name),
         "n_layers": config.num_hidden_layers,
         "n_heads": config.num_attention_heads,
         "retrieval_heads": [{"layer_idx": 0, "head_idx": 2}, {"layer_idx": 1, "head_idx": 1}],
@@ -312,11 +312,11 @@ def test_a_heads_file_gives_its_retrieval_heads(model_folder, tmp_path):
 
 def test_a_heads_file_of_another_model_is_refused(model_folder, llama, tmp_path):
     model = tf.AutoModelForCausalLM.from_pretrained(model_folder)
-    for changes in ({"revision": "sha256:00"}, {"revision": None}, {"n_layers": 3}, {"n_heads": 8}):
+    for changes in ({"fingerprint": "sha256:00"}, {"fingerprint": None}, {"n_layers": 3}, {"n_heads": 8}):
         path = heads_file(tmp_path / "heads.json", model_folder, **changes)
         with pytest.raises(InputError, match=r"which is not this model"), _steered(model, path):
             pass
-    with pytest.raises(InputError, match=r"not known to be this model"), _steered(llama, path):
+    with pytest.raises(InputError, match=r"which is not this model \(None, 4, 4\)"), _steered(llama, path):
         pass
     path = heads_file(tmp_path / "heads.json", model_folder, retrieval_heads=[{"layer_idx": 9, "head_idx": 0}])
     with pytest.raises(InputError, match=r"layer_idx must be in 0–1 .* got 9"), _steered(model, path):

@@ -37,11 +37,11 @@ def model(tokenizer):
 @pytest.fixture
 def heads_file(tmp_path, model, monkeypatch):
     """The heads above as a file of this model, whose weights stand in no folder."""
-    monkeypatch.setattr("ctxaware.attention.head_selection.resolved_revision", lambda name, config: "sha256:1")
+    monkeypatch.setattr("ctxaware.attention.head_selection.model_fingerprint", lambda name, revision: "sha256:1")
     model.name_or_path = "tiny"
     path = tmp_path / "heads.json"
     pairs = [{"layer_idx": i, "head_idx": j} for i, j in HEADS]
-    content = {"model": "tiny", "revision": "sha256:1", "n_layers": 3, "n_heads": 4, "retrieval_heads": pairs}
+    content = {"model": "tiny", "fingerprint": "sha256:1", "n_layers": 3, "n_heads": 4, "retrieval_heads": pairs}
     path.write_text(json.dumps(content))
     return str(path)
 
