@@ -22,6 +22,7 @@ _HOMES = {  # public name: module
     "probe_questions": "ctxaware.harness.probe",
     "score_conversations": "ctxaware.scores.formula",
     "select_turns": "ctxaware.scores.select",
+    "steer": "ctxaware.attention.steering",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -11,6 +11,7 @@ COMMANDS = (  # one module each, in the order in which `--help` lists them
     "gap",
     "attention",
     "heads",
+    "steer",
     "prepare",
     "score",
     "select",
