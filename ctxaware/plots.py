@@ -278,7 +278,7 @@ def recall_by_alpha(
     Returns:
         `path`.
     """
-    figure, (left, right) = new_panels(9.5, 4, 2)
+    figure, (left, right) = new_panels(9.5, 4, columns=2)
     alphas = list(curve)
     mean, low, high = ([getattr(curve[alpha], end) for alpha in alphas] for end in ("mean", "low", "high"))
     left.fill_between(alphas, low, high, color=CATEGORICAL[0], alpha=0.15, linewidth=0)

@@ -33,7 +33,7 @@ def heads_by_layer(
     if heads == ALL:
         return {layer_idx: torch.ones(n_heads, dtype=torch.bool) for layer_idx in range(n_layers)}
     if isinstance(heads, str | Path):
-        heads = _read(Path(heads).expanduser(), model, name)
+        heads = _read(Path(heads).expanduser(), model, name or model.name_or_path)
     by_layer: dict[int, torch.Tensor] = {}
     for layer_idx, head_idx in heads:
         for what, index, size in (("layer_idx", layer_idx, n_layers), ("head_idx", head_idx, n_heads)):
@@ -45,7 +45,7 @@ def heads_by_layer(
     return by_layer
 
 
-def _read(path: Path, model: Any, name: str | None) -> list[tuple[int, int]]:
+def _read(path: Path, model: Any, name: str) -> list[tuple[int, int]]:
     """The retrieval heads of a file, once it is known to be this model's."""
     if not path.is_file():
         raise InputError(f"heads must be all, or a file that `ctxaware heads` wrote; there is no file {str(path)!r}")
@@ -58,19 +58,20 @@ def _read(path: Path, model: Any, name: str | None) -> list[tuple[int, int]]:
             f"{path} is not a file that `ctxaware heads` writes ({type(error).__name__}: {error}); run it again"
         ) from error
     config = model.config.get_text_config(decoder=True)
-    ours = _fingerprint(model, name), config.num_hidden_layers, config.num_attention_heads
-    if ours != theirs or not all(theirs):
+    fingerprint = _fingerprint(name)
+    ours = fingerprint, config.num_hidden_layers, config.num_attention_heads
+    if ours != theirs or fingerprint is None:
+        is_known = "not known to be" if fingerprint is None else "not"
         raise InputError(
-            f"{path} holds heads of {content.get('model')} (fingerprint, layers, heads: "
-            f"{', '.join(map(str, theirs))}), which is not this model ({', '.join(map(str, ours))}); run "
-            "`ctxaware heads` for this model"
+            f"{path} holds heads of {content.get('model')} (fingerprint, layers, heads: {', '.join(map(str, theirs))})"
+            f", which is {is_known} this model ({', '.join(map(str, ours))}); run `ctxaware heads` for this model"
         )
     return pairs
 
 
-def _fingerprint(model: Any, name: str | None) -> str | None:
-    """Of the files that the model was loaded from; None where it was not loaded."""
-    if name:
-        return model_fingerprint(name)
-    commit = getattr(model.config, "_commit_hash", None)
-    return model_fingerprint(model.name_or_path, commit) if model.name_or_path else None
+def _fingerprint(name: str) -> str | None:
+    """Of the model's files; None for a model that was built in memory."""
+    try:
+        return model_fingerprint(name) if name else None
+    except InputError:
+        return None

@@ -1,4 +1,4 @@
-"""Tasks of the harness on a model at hand, each task's files in a folder that is there whole or not at all."""
+"""Tasks of the harness on a model at hand, the files of each in a folder that is there whole or not at all."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,28 +19,30 @@ def run_tasks(
     cache: Path,
     documents: Sequence[int] | None = None,
 ) -> None:
-    """Evaluate some of our tasks together, as `lm_eval` does with `--log_samples --output_path`.
+    """Evaluate some of our tasks, as `lm_eval` does with `--log_samples --output_path` for each.
+
+    Tasks of one call share what their prompts share, where the model reuses prefixes.
 
     Args:
         lm: the harness's model.
-        folders: of the results, by task; made here.
+        folders: of the results, by the task's name; made here.
         arguments: the model's, which the tasks see as `--model_args`.
         settings: the tasks', as `--metadata`.
         template: whether prompts go through the chat template.
         cache: of answers, one for each model and way of running it: its key is the prompt.
-        documents: indices of each task's documents to evaluate; None for all.
+        documents: indices of those to evaluate; None for all.
     """
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.tasks import TaskManager
 
-    metadata = {**arguments, **settings}
+    manager = TaskManager(include_path=str(tasks_folder()), include_defaults=False, metadata={**arguments, **settings})
     tracker = EvaluationTracker()
     results = simple_evaluate(
         model=lm,
         model_args=dict(arguments),
         tasks=list(folders),
-        task_manager=TaskManager(include_path=str(tasks_folder()), include_defaults=False, metadata=metadata),
+        task_manager=manager,
         apply_chat_template=template,
         use_cache=str(cache),
         samples=None if documents is None else {task: list(documents) for task in folders},
@@ -50,7 +52,7 @@ def run_tasks(
     )
     samples = results.pop("samples")
     for task, folder in folders.items():
-        of_task = {key: {task: each[task]} if _is_by_task(each, task) else each for key, each in results.items()}
+        of_task = {key: {task: part[task]} if _is_by_task(part, task) else part for key, part in results.items()}
         remove_unfinished(folder)
         with whole_folder(folder) as unfinished:
             tracker.output_path = str(unfinished)
@@ -64,6 +66,6 @@ def _is_by_task(part: Any, task: str) -> bool:
 
 
 def read_run(folder: Path, task: str) -> TaskRun:
-    """What `run_tasks` left of a task in its folder."""
+    """What `run_tasks` left in `folder`."""
     (file,) = find_samples(folder, task)
     return read_task(file)

@@ -80,7 +80,7 @@ class Plan:
     batch_size: str = "1"
     device: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.models:
             raise InputError("nothing to compare: pass --instruct, --base, or both")
         unknown = [task for task in self.tasks if task not in TASKS]
@@ -157,7 +157,7 @@ def _require_template(plan: Plan, model: str) -> None:
         )
 
 
-def _load(plan: Plan, model: str):
+def _load(plan: Plan, model: str) -> Any:
     import torch
     from lm_eval.api.registry import get_model
 
@@ -172,7 +172,7 @@ def _load(plan: Plan, model: str):
         raise InputError(f"can't load --{model} {plan.models[model]}: {str(error).splitlines()[0]}") from error
 
 
-def _evaluate(lm, plan: Plan, together: list[Cell], task: str, out: Path) -> None:
+def _evaluate(lm: Any, plan: Plan, together: list[Cell], task: str, out: Path) -> None:
     """Run cells of one model, with or without its template, and save each in a folder of its own."""
     run_tasks(
         lm,

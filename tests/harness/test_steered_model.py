@@ -37,7 +37,7 @@ def model(tokenizer):
 @pytest.fixture
 def heads_file(tmp_path, model, monkeypatch):
     """The heads above as a file of this model, whose weights stand in no folder."""
-    monkeypatch.setattr("ctxaware.attention.head_selection.model_fingerprint", lambda name, revision: "sha256:1")
+    monkeypatch.setattr("ctxaware.attention.head_selection.model_fingerprint", lambda name: "sha256:1")
     model.name_or_path = "tiny"
     path = tmp_path / "heads.json"
     pairs = [{"layer_idx": i, "head_idx": j} for i, j in HEADS]
