@@ -9,6 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {  # public name: module
+    "ContextLM": "ctxaware.harness.model",
     "DataSelectionCallback": "ctxaware.training.callback",
     "InputError": "ctxaware.errors",
     "add_indicator": "ctxaware.indicator.token",

@@ -20,12 +20,18 @@ CATEGORICAL = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7",
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure and its axes, without a display and without pyplot's global state."""
+    figure, axes = new_panels(width, height, 1)
+    return figure, axes[0]
+
+
+def new_panels(width: float, height: float, columns: int) -> tuple[Figure, Sequence[Axes]]:
+    """A figure and its axes side by side with one y-axis, as `new_figure`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots()
+    return figure, figure.subplots(1, columns, sharey=True, squeeze=False)[0]
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -183,4 +189,44 @@ def layer_disagreement(layers: Sequence[int], matrix: np.ndarray, title: str, pa
             colour = "white" if value < 0.5 else "black"
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     figure.colorbar(image, label="share of turns not selected by the other", shrink=0.8)
+    return save(figure, path)
+
+
+def layer_head_map(
+    values: np.ndarray,
+    layers: Sequence[int],
+    retrieval_heads: Sequence[int],
+    title: str,
+    label: str,
+    path: Path,
+    signed: bool = False,
+) -> Path:
+    """A value for every head of every layer, with a dot on each layer's retrieval head.
+
+    Args:
+        values: `[n_layers, n_heads]`.
+        layers: `[n_layers]`, 0-based.
+        retrieval_heads: `[n_layers]`, 0-based.
+        title: of the picture.
+        label: what the colours mean.
+        path: of the PNG.
+        signed: whether the colours stand around zero.
+
+    Returns:
+        `path`.
+    """
+    figure, axes = new_figure(max(5.2, 0.24 * values.shape[1] + 2.6), max(3.5, 0.2 * len(layers) + 1.4))
+    top = float(np.abs(values).max())
+    colours = "PuOr" if signed else SEQUENTIAL
+    image = axes.imshow(values, aspect="auto", cmap=colours, vmin=-top if signed else 0, vmax=top)
+    colour = "black" if signed else "white"
+    rows = range(len(layers))
+    axes.plot(retrieval_heads, rows, "o", label="retrieval head", color=colour, markeredgecolor="0.3", markersize=4)
+    axes.set_yticks(rows, map(str, layers), fontsize=7)
+    heads = range(0, values.shape[1], max(1, values.shape[1] // 16))
+    axes.set_xticks(heads, map(str, heads), fontsize=8)
+    axes.set(xlabel="head", ylabel="layer")
+    axes.set_title(title, loc="left", fontsize=9)
+    figure.colorbar(image, label=label)
+    figure.legend(loc="outside lower center", frameon=False)
     return save(figure, path)

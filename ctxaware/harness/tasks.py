@@ -19,8 +19,7 @@ from ctxaware import chat
 from ctxaware.data.sources import resolved_revisions
 from ctxaware.errors import InputError
 from ctxaware.harness import reading
-from ctxaware.harness.grid import build_grid, grid_context_lengths, grid_depths
-from ctxaware.harness.haystack import load_haystack
+from ctxaware.harness.grid import needle_documents
 from ctxaware.harness.internals import is_chat_endpoint, one_line_in_lm_eval, running_model
 from ctxaware.harness.needles import load_needle
 from ctxaware.harness.prompts import PROMPT_TEMPLATES, user_prompt
@@ -242,12 +241,8 @@ class NeedleTask(ContextTask):
                 f"max_context_length {s.max_context_length} is past the model's window of {window} tokens; "
                 f"lower max_context_length{self._server_hint()}"
             )
-        lengths = grid_context_lengths(s.min_context_length, s.max_context_length, s.num_context_lengths, s.reserve)
-        depths = grid_depths(s.num_depths)
-        chosen = load_needle(s.needle)
-        text = chat.defuse(load_haystack(s.haystack or s.source, s.data_revision), self._special)
-        prefix = chosen.response_prefix if self.variant.get("response_prefix") else ""
-        docs = list(build_grid(self.tokenizer, text, chosen, lengths, depths))
+        docs = needle_documents(s, self.tokenizer)
+        prefix = load_needle(s.needle).response_prefix if self.variant.get("response_prefix") else ""
         numbers = PROMPT_TEMPLATES if self.variant.get("all_prompt_templates") else [s.prompt_template]
         return [{**doc, "response_prefix": prefix, "prompt_template": n} for n in numbers for doc in docs]
 

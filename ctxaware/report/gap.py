@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -123,9 +124,10 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:
         if any(cell.template for cell, _ in todo if cell.model == model):
             _require_template(plan, model)
         lm = _load(plan, model)
-        for cell, task in todo:
-            if cell.model == model:
-                _evaluate(lm, plan, cell, task, out)
+        of_model = [(cell, task) for cell, task in todo if cell.model == model]
+        # cells that differ only in how a prompt ends go in one evaluation, where they share all before it
+        for (_, task), together in itertools.groupby(of_model, key=lambda pair: (pair[0].template, pair[1])):
+            _evaluate(lm, plan, [cell for cell, _ in together], task, out)
         del lm
         gc.collect()  # the harness's models are cyclic: without this two would share the device's memory
     return summarise(plan, out)
@@ -159,43 +161,55 @@ def _load(plan: Plan, model: str):
     import torch
     from lm_eval.api.registry import get_model
 
+    from ctxaware.harness.model import ContextLM
+
+    kind = ContextLM if plan.backend == "hf" else get_model(plan.backend)
     here = "cuda" if torch.cuda.is_available() else "cpu"
     more = {"batch_size": plan.batch_size, "device": plan.device or (here if plan.backend == "hf" else None)}
     try:
-        return get_model(plan.backend).create_from_arg_obj(plan.arguments(model), more)
+        return kind.create_from_arg_obj(plan.arguments(model), more)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"can't load --{model} {plan.models[model]}: {str(error).splitlines()[0]}") from error
 
 
-def _evaluate(lm, plan: Plan, cell: Cell, task: str, out: Path) -> None:
+def _evaluate(lm, plan: Plan, together: list[Cell], task: str, out: Path) -> None:
+    """Run cells of one model, with or without its template, and save each in a folder of its own."""
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.tasks import TaskManager
 
-    name, arguments = cell.task(task), plan.arguments(cell.model)
+    arguments = plan.arguments(together[0].model)
     manager = TaskManager(
         include_path=str(tasks_folder()),
         include_defaults=False,
         metadata={**arguments, **plan.settings},
     )
-    remove_unfinished(cell.folder(out, task))
-    with whole_folder(cell.folder(out, task)) as folder:
-        tracker = EvaluationTracker(output_path=str(folder))
-        results = simple_evaluate(
-            model=lm,
-            model_args=arguments,
-            tasks=[name],
-            task_manager=manager,
-            apply_chat_template=cell.template,
-            use_cache=str(out / "cache" / cell.model),
-            log_samples=True,
-            evaluation_tracker=tracker,
-            bootstrap_iters=0,
-        )
-        samples = results.pop("samples")
-        tracker.save_results_aggregated(results=results, samples=samples)
-        tracker.save_results_samples(task_name=name, samples=samples[name])
-        find_samples(folder, name)  # the tracker only logs a failure to write
+    tracker = EvaluationTracker()
+    results = simple_evaluate(
+        model=lm,
+        model_args=arguments,
+        tasks=[cell.task(task) for cell in together],
+        task_manager=manager,
+        apply_chat_template=together[0].template,
+        use_cache=str(out / "cache" / together[0].model),
+        log_samples=True,
+        evaluation_tracker=tracker,
+        bootstrap_iters=0,
+    )
+    samples = results.pop("samples")
+    for cell in together:
+        name = cell.task(task)
+        of_cell = {key: {name: each[name]} if _is_by_task(each, name) else each for key, each in results.items()}
+        remove_unfinished(cell.folder(out, task))
+        with whole_folder(cell.folder(out, task)) as folder:
+            tracker.output_path = str(folder)
+            tracker.save_results_aggregated(results=of_cell, samples={name: samples[name]})
+            tracker.save_results_samples(task_name=name, samples=samples[name])
+            find_samples(folder, name)  # the tracker only logs a failure to write
+
+
+def _is_by_task(part: Any, name: str) -> bool:
+    return isinstance(part, dict) and name in part
 
 
 def _read(cell: Cell, out: Path, task: str) -> TaskRun:
