@@ -14,9 +14,9 @@ _HOMES = {  # public name: module
     "add_indicator": "ctxaware.indicator.token",
     "append_indicator": "ctxaware.indicator.marking",
     "attention_mass": "ctxaware.attention.mass",
-    "bootstrap_mean": "ctxaware.intervals",
     "demo_model": "ctxaware.demo",
     "mark_messages": "ctxaware.indicator.marking",
+    "mean_interval": "ctxaware.intervals",
     "score_conversations": "ctxaware.scores.formula",
     "select_turns": "ctxaware.scores.select",
 }

@@ -5,15 +5,20 @@ content, which gives the template's own text between them; the real text must be
 contents in place. So nothing that a message says can change where it is.
 """
 
+from __future__ import annotations
+
 import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ctxaware.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 NOBODY = -1  # owner of the template's own tokens
 
@@ -51,11 +56,11 @@ class Tokenized:
 
     def mask(self, role: str) -> np.ndarray:
         """bool `[n_tokens]`: the token belongs to a message of `role`."""
-        wanted = np.array([r == role for r in self.roles] + [False])  # the last entry is NOBODY's
-        return wanted[self.owner]
+        has_role = np.array([r == role for r in self.roles] + [False])  # the last entry is NOBODY's
+        return has_role[self.owner]
 
 
-def render(tokenizer, messages: Sequence[dict], **template_kwargs) -> Rendered:
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict], **template_kwargs: Any) -> Rendered:
     """Render `messages` with the tokenizer's chat template and locate every content.
 
     Args:
@@ -115,7 +120,7 @@ def _forms(text: str, position: int, content: str) -> Iterator[str]:
             yield from (head[i:] + core + tail[:n] for n in range(len(tail), -1, -1))
 
 
-def tokenize(tokenizer, rendered: Rendered, max_length: int | None = None) -> Tokenized:
+def tokenize(tokenizer: PreTrainedTokenizerBase, rendered: Rendered, max_length: int | None = None) -> Tokenized:
     """Tokenise a rendered conversation and say which message each token belongs to.
 
     A token belongs to a message when its character range overlaps the content's. Of a special token only
@@ -151,7 +156,7 @@ def tokenize(tokenizer, rendered: Rendered, max_length: int | None = None) -> To
     return Tokenized(ids, owner, tuple(roles[i] for i in range(len(roles))))
 
 
-def _special_ids(tokenizer) -> np.ndarray:
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     return np.array([i for i, token in tokenizer.added_tokens_decoder.items() if token.special], dtype=np.int64)
 
 
@@ -164,13 +169,13 @@ def _without_outer_space(text: str, ids: np.ndarray, offsets: np.ndarray, specia
             offsets[i] = start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())
 
 
-def special_token_pattern(tokenizer) -> re.Pattern | None:
+def special_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern | None:
     """A pattern of the texts that the tokenizer turns into special tokens; None where it has none."""
     texts = {str(t) for t in tokenizer.all_special_tokens}
     texts |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     texts = {t.strip() for t in texts}  # with a space of its own at an end, defusing would never end
-    texts = sorted((t for t in texts if len(t) > 1), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, texts))) if texts else None
+    longest_first = sorted((t for t in texts if len(t) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
 def defuse(text: str, pattern: re.Pattern | None) -> str:

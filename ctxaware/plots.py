@@ -1,17 +1,24 @@
 """Pictures. Colours are chosen to read in grey and with any colour vision."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ctxaware.runs.files import whole_file
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 SEQUENTIAL = "cividis"  # even in lightness, made for colour-vision deficiency
 CATEGORICAL = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")  # Okabe and Ito's
 
 
-def new_figure(width: float, height: float):
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure and its axes, without a display and without pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -21,7 +28,7 @@ def new_figure(width: float, height: float):
     return figure, figure.subplots()
 
 
-def save(figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
     """Write a PNG and return its path."""
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=150, format="png")
@@ -115,12 +122,12 @@ def score_histogram(scores: np.ndarray, threshold: float | None, title: str, pat
         `path`.
     """
     figure, axes = new_figure(6, 3.6)
-    axes.hist(scores, bins=np.linspace(0, 1, 41), color="#3b5b92", edgecolor="white", linewidth=0.4)
-    told = f"{len(scores):,} instructions"
+    axes.hist(scores, bins=np.linspace(0, 1, 41).tolist(), color="#3b5b92", edgecolor="white", linewidth=0.4)
+    counts = f"{len(scores):,} instructions"
     if threshold is not None:
         axes.axvline(threshold, color="#b8860b", linestyle="--", linewidth=1.5)
-        told += f", {np.mean(scores > threshold):.1%} above {threshold:.2f}"
-    axes.set(xlim=(0, 1), xlabel="context-dependency score", ylabel="instructions", title=f"{title}\n{told}")
+        counts += f", {np.mean(scores > threshold):.1%} above {threshold:.2f}"
+    axes.set(xlim=(0, 1), xlabel="context-dependency score", ylabel="instructions", title=f"{title}\n{counts}")
     axes.spines[["top", "right"]].set_visible(False)
     return save(figure, path)
 
@@ -139,7 +146,7 @@ def instruction_lengths(lengths: np.ndarray, selected: np.ndarray, title: str, p
     """
     figure, axes = new_figure(6, 3.6)
     lengths = np.maximum(lengths, 1)
-    bins = np.geomspace(1, max(2, lengths.max()), 31)
+    bins = np.geomspace(1, max(2, lengths.max()), 31).tolist()
     kinds = [(lengths, "all", "#9aa7bd", 0.9)]
     if selected.any():
         kinds.append((lengths[selected], "selected", "#b8860b", 0.6))
@@ -169,7 +176,7 @@ def layer_disagreement(layers: Sequence[int], matrix: np.ndarray, title: str, pa
     figure, axes = new_figure(size + 0.8, size)
     image = axes.imshow(matrix, cmap=SEQUENTIAL, vmin=0, vmax=1)
     for set_ticks in (axes.set_xticks, axes.set_yticks):
-        set_ticks(range(len(layers)), layers, fontsize=8)
+        set_ticks(range(len(layers)), [str(layer_idx) for layer_idx in layers], fontsize=8)
     axes.set(xlabel="layer", ylabel="layer", title=f"disagreement between layers, {title}")
     if len(layers) <= 12:
         for (row, column), value in np.ndenumerate(matrix):

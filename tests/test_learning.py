@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ctxaware import demo
-from ctxaware.intervals import bootstrap_mean
+from ctxaware.intervals import DIFFERENCE, mean_interval
 from ctxaware.report.samples import find_samples
 
 ROOT = Path(__file__).parents[1]
@@ -51,8 +51,8 @@ def test_with_the_indicator_a_trained_model_reads_and_without_it_answers_from_me
     plain, asked = (read_scores(tmp_path / "read", task) for task in ("squad_contain", "squad_contain_ind"))
     assert plain.keys() == asked.keys()
     assert len(asked) == QUESTIONS
-    gain = bootstrap_mean([asked[idx] - plain[idx] for idx in asked])
-    assert gain.low > 0.1, f"asked with [IND] {bootstrap_mean(list(asked.values()))}, paired gain {gain.signed}"
+    gain = mean_interval([asked[idx] - plain[idx] for idx in asked], bounds=DIFFERENCE)
+    assert gain.low > 0.1, f"asked with [IND] {mean_interval(list(asked.values()))}, paired gain {gain.signed}"
 
 
 def marked(out):

@@ -31,7 +31,7 @@ def gap(
     """Say how much context awareness instruction tuning and the chat template cost.
 
     Runs the cells of the paper's table 7 and prints scores and paired differences, each with a 95%
-    bootstrap interval. Either model may be left out. Interrupted, the same command goes on where it was.
+    interval. Either model may be left out. Interrupted, the same command goes on where it was.
 
     \b
     Examples:

@@ -32,9 +32,7 @@ def heatmap(
             raise InputError(f"{file.path} holds answers without recall; run the task again without --predict_only")
         docs = [row["doc"] for row in rows]
         model = results.get("model_name") or file.path.parent.name
-        template = {True: "with chat template", False: "without chat template"}.get(
-            bool(results.get("chat_template")) if results else None, ""
-        )
+        template = f"with{'' if results.get('chat_template') else 'out'} chat template" if results else ""
         plots.recall_heatmap(
             [doc["context_length"] for doc in docs],
             [doc["depth_percent"] for doc in docs],

@@ -148,7 +148,7 @@ def show_command(
     ctxaware mt-bench show mtb
     ctxaware mt-bench show mtb --model-id vanilla --model-id ind --picture mt-bench.png
 
-    The difference is the second model minus the first, paired by question and turn, with a bootstrap interval.
+    The difference is the second model minus the first, paired by question and turn, with a 95% interval.
     Exit code 3: ratings are missing, and each average says how many.
     """
     from ctxaware.mt_bench.summary import Results
@@ -237,7 +237,9 @@ def _print_tables(results: "Results") -> None:
         table.add_row(*map(Text, (name, *cells)))  # as it is: brackets are no markup
     console.print(table)
     if pair:
-        print(f"difference: {pair[1]} minus {pair[0]}, paired by question and turn; bootstrap over questions")
+        print(
+            f"difference: {pair[1]} minus {pair[0]}, paired by question and turn; both turns of a question count as one"
+        )
 
 
 def _cell(cell: "Cell") -> str:

@@ -1,14 +1,20 @@
 """The grid of documents with a needle: exact token counts at exact depths (protocol section 1)."""
 
+from __future__ import annotations
+
 import bisect
 import functools
 import re
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ctxaware.errors import InputError
 from ctxaware.harness.needles import Needle, logger
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def grid_context_lengths(min_context_length: int, max_context_length: int, num: int, reserve: int) -> list[int]:
@@ -65,7 +71,7 @@ class GridBuilder:
 
     _WINDOW = 32  # at least so many tokens either side of a cut are encoded anew
 
-    def __init__(self, tokenizer, haystack: str, needle: Needle, max_length: int):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, haystack: str, needle: Needle, max_length: int):
         if not tokenizer.is_fast:
             raise InputError(
                 f"tokenizer {tokenizer.name_or_path!r} is not a fast one; pass tokenizer=… with a fast one"
@@ -74,27 +80,32 @@ class GridBuilder:
             raise InputError("the haystack holds no text; pass haystack=… with some")
         self.tokenizer, self.needle = tokenizer, needle
         self._tokenize(haystack.strip(), max_length)
-        self.sentence_ends = [m.end() for m in re.finditer(r"\.(?=\s)", self.text)]
+        self.sentence_end_chars = [m.end() for m in re.finditer(r"\.(?=\s)", self.text)]
         self._needle_tokens = self._count(" " + needle.needle)
 
-    def _tokenize(self, haystack: str, wanted: int) -> None:
+    def _tokenize(self, haystack: str, n_tokens: int) -> None:
         """Encode as much of the haystack as the longest cell needs."""
-        size = 8 * wanted  # characters; English has about 4 a token
+        size = 8 * n_tokens  # characters; English has about 4 a token
         while True:
             copies = -(-size // (len(haystack) + 1))
             self.text = " ".join([haystack] * copies)[:size] if copies > 1 else haystack[:size]
             offsets = np.array(self._encode(self.text, return_offsets_mapping=True)["offset_mapping"]).reshape(-1, 2)
-            if len(offsets) >= wanted:
+            if len(offsets) >= n_tokens:
                 break
             size *= 2
-        if offsets[wanted - 1, 1] > len(haystack):
-            _warn_once(f"the haystack has fewer than the {wanted} tokens of the longest cell; it is repeated")
-        self.starts, self.ends = offsets[:, 0], offsets[:, 1]
+        if offsets[n_tokens - 1, 1] > len(haystack):
+            _warn_once(f"the haystack has fewer than the {n_tokens} tokens of the longest cell; it is repeated")
+        self.start_chars, self.end_chars = offsets[:, 0], offsets[:, 1]
         is_space = np.array([c.isspace() for c in self.text] + [True])
-        clean = is_space[self.starts[1:]] & ~is_space[self.ends[:-1] - 1] & (self.starts[1:] >= self.ends[:-1])
-        self.words = np.flatnonzero(clean) + 1  # tokens that start a word: a cut before one changes no other token
+        clean = (
+            is_space[self.start_chars[1:]]
+            & ~is_space[self.end_chars[:-1] - 1]
+            & (self.start_chars[1:] >= self.end_chars[:-1])
+        )
+        # tokens that start a word: a cut before one changes no other token
+        self.word_tokens = np.flatnonzero(clean) + 1
 
-    def _encode(self, text: str, **kwargs):
+    def _encode(self, text: str, **kwargs: Any) -> Any:
         return self.tokenizer(text, add_special_tokens=False, verbose=False, **kwargs)
 
     def _count(self, text: str) -> int:
@@ -120,10 +131,10 @@ class GridBuilder:
             raise InputError(f"a context of {context_length} tokens can't hold the needle's {self._needle_tokens}")
         n_hay, best = context_length - self._needle_tokens, (0, "")
         for _ in range(8):  # the first try is nearly always exact
-            at = self._insertion_point(n_hay, depth_percent)
-            count = self._true_count(n_hay, at)
+            at_char = self._insertion_point(n_hay, depth_percent)
+            count = self._true_count(n_hay, at_char)
             if best[0] < count <= context_length:
-                best = (count, self._compose(0, at, self.ends[n_hay - 1]))
+                best = (count, self._compose(0, at_char, self.end_chars[n_hay - 1]))
             if count == context_length:
                 break
             n_hay = max(1, n_hay + context_length - count)
@@ -132,52 +143,60 @@ class GridBuilder:
     def _insertion_point(self, n_hay: int, depth_percent: float) -> int:
         """The character after the last full stop at or before the depth; 0 opens and the end closes the text."""
         if depth_percent == 100:
-            return int(self.ends[n_hay - 1])
+            return int(self.end_chars[n_hay - 1])
         n_before = int(n_hay * depth_percent / 100)
-        limit = self.ends[n_before - 1] if n_before else 0
-        k = bisect.bisect_right(self.sentence_ends, limit)
-        return self.sentence_ends[k - 1] if k else 0
+        limit = self.end_chars[n_before - 1] if n_before else 0
+        k = bisect.bisect_right(self.sentence_end_chars, limit)
+        return self.sentence_end_chars[k - 1] if k else 0
 
-    def _compose(self, start: int, at: int, end: int) -> str:
-        """Haystack characters `start` to `end` with the needle at `at`."""
-        if at == 0:
+    def _compose(self, start: int, at_char: int, end: int) -> str:
+        """Haystack characters `start` to `end` with the needle at `at_char`."""
+        if at_char == 0:
             return f"{self.needle.needle} {self.text[:end]}"
-        return f"{self.text[start:at]} {self.needle.needle}{self.text[at:end]}"
+        return f"{self.text[start:at_char]} {self.needle.needle}{self.text[at_char:end]}"
 
-    def _true_count(self, n_hay: int, at: int) -> int:
-        """Tokens of the cell with the first `n_hay` haystack tokens and the needle at character `at`."""
-        at_token = int(np.searchsorted(self.ends[:n_hay], at))
-        first, last = self._word_before(at_token), self._word_after(at_token)
-        if last >= n_hay:  # one fragment holds the insertion and the cut
-            fragment = self._count(self._compose(self.starts[first], at, self.ends[n_hay - 1]))
-            return first + fragment - self._start_excess(first)
-        with_needle = self._count(self._compose(self.starts[first], at, self.ends[last - 1]))
-        without = self._count(self.text[self.starts[first] : self.ends[last - 1]])
+    def _true_count(self, n_hay: int, at_char: int) -> int:
+        """Tokens of the cell with the first `n_hay` haystack tokens and the needle at character `at_char`."""
+        needle_token = int(np.searchsorted(self.end_chars[:n_hay], at_char))
+        first_token, last_token = self._word_before(needle_token), self._word_after(needle_token)
+        if last_token >= n_hay:  # one fragment holds the insertion and the cut
+            fragment = self._count(self._compose(self.start_chars[first_token], at_char, self.end_chars[n_hay - 1]))
+            return first_token + fragment - self._start_excess(first_token)
+        with_needle = self._count(self._compose(self.start_chars[first_token], at_char, self.end_chars[last_token - 1]))
+        without = self._count(self.text[self.start_chars[first_token] : self.end_chars[last_token - 1]])
         return self._cut_count(n_hay) + with_needle - without
 
     def _cut_count(self, n_hay: int) -> int:
         """Tokens of the haystack cut after `n_hay` tokens: a word cut in two may be split otherwise."""
-        first = self._word_before(n_hay)
-        return first + self._count(self.text[self.starts[first] : self.ends[n_hay - 1]]) - self._start_excess(first)
+        first_token = self._word_before(n_hay)
+        return (
+            first_token
+            + self._count(self.text[self.start_chars[first_token] : self.end_chars[n_hay - 1]])
+            - self._start_excess(first_token)
+        )
 
-    def _start_excess(self, first: int) -> int:
+    def _start_excess(self, first_token: int) -> int:
         """By how much a fragment, encoded alone, exceeds its tokens for the way it starts (a prefix space, say)."""
-        stop = self._word_after(first)
-        return self._count(self.text[self.starts[first] : self.ends[stop - 1]]) - (stop - first)
+        stop = self._word_after(first_token)
+        return self._count(self.text[self.start_chars[first_token] : self.end_chars[stop - 1]]) - (stop - first_token)
 
     def _word_before(self, token: int) -> int:
         """A token well before `token` where a word starts; the first of all if there is none."""
-        k = np.searchsorted(self.words, token - self._WINDOW, side="right")
-        return int(self.words[k - 1]) if k else 0
+        k = np.searchsorted(self.word_tokens, token - self._WINDOW, side="right")
+        return int(self.word_tokens[k - 1]) if k else 0
 
     def _word_after(self, token: int) -> int:
         """A token well after `token` where a word starts; past the last if there is none."""
-        k = np.searchsorted(self.words, token + self._WINDOW)
-        return int(self.words[k]) if k < len(self.words) else len(self.ends)
+        k = np.searchsorted(self.word_tokens, token + self._WINDOW)
+        return int(self.word_tokens[k]) if k < len(self.word_tokens) else len(self.end_chars)
 
 
 def build_grid(
-    tokenizer, haystack: str, needle: Needle, context_lengths: Sequence[int], depths: Sequence[float]
+    tokenizer: PreTrainedTokenizerBase,
+    haystack: str,
+    needle: Needle,
+    context_lengths: Sequence[int],
+    depths: Sequence[float],
 ) -> Iterator[dict]:
     """The grid's documents, by length and then depth.
 

@@ -2,16 +2,19 @@
 
 import contextlib
 import sys
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Any
 
 from ctxaware.errors import InputError, print_error
 
 
-def running_model():
+def running_model() -> Any | None:
     """The harness's model (without its cache around it) in the evaluation that this is called from, else None.
 
     `simple_evaluate` and `evaluate` hold it as `lm` while they load tasks and build requests.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_globals.get("__name__") == "lm_eval.evaluator" and frame.f_locals.get("lm") is not None:
             lm = frame.f_locals["lm"]
@@ -20,20 +23,50 @@ def running_model():
     return None
 
 
-def is_chat_endpoint(lm) -> bool:
+def own_tokenizer(lm: Any | None, is_optional: bool = False) -> Any | None:
+    """The transformers tokenizer of a model of the harness; None where it has none of its own (endpoints).
+
+    Some models load it when it is first asked for, by a hub name of theirs.
+
+    Args:
+        lm: a model of the harness, or None.
+        is_optional: None in place of an error where it can't be loaded.
+
+    Raises:
+        InputError: it can't be loaded.
+    """
+    try:
+        tokenizer = getattr(lm, "tokenizer", None)
+    except (OSError, ValueError) as error:
+        if is_optional:
+            return None
+        cause = str(error).splitlines()[0]
+        raise InputError(
+            f"can't load the tokenizer of this back end: {cause} - name another in --metadata: tokenizer"
+        ) from error
+    return tokenizer if hasattr(tokenizer, "is_fast") else None
+
+
+def is_chat_endpoint(lm: Any) -> bool:
     """Whether the model takes messages, and its server applies the template."""
     return any(cls.__name__ == "LocalChatCompletion" for cls in type(lm).__mro__)
 
 
-def _one_line_excepthook(kind, error, traceback, previous=sys.excepthook):
+def _one_line_excepthook(
+    kind: type[BaseException],
+    error: BaseException,
+    traceback: TracebackType | None,
+    previous: Callable[..., Any] = sys.excepthook,
+) -> None:
     if not isinstance(error, InputError):
-        return previous(kind, error, traceback)
+        previous(kind, error, traceback)
+        return
     print_error(error)
     raise SystemExit(2)  # the interpreter takes the exit code from here
 
 
 @contextlib.contextmanager
-def one_line_in_lm_eval():
+def one_line_in_lm_eval() -> Iterator[None]:
     """Let an `InputError` that ends the `lm_eval` command show as one line with exit code 2.
 
     Only the command is touched, and only when the error is on its way: a script that calls

@@ -5,7 +5,7 @@ import statistics
 import string
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
@@ -60,12 +60,12 @@ def contains_substring(response: str, gold: str) -> bool:
     return bool(gold) and gold in normalize_answer(response)
 
 
-def contains_any(response: str, golds: Iterable[str], match=contains) -> bool:
+def contains_any(response: str, golds: Iterable[str], match: Callable[[str, str], bool] = contains) -> bool:
     """Whether any of `golds` is contained."""
     return any(match(response, gold) for gold in golds)
 
 
-def contains_all(response: str, golds: Sequence[str], match=contains) -> bool:
+def contains_all(response: str, golds: Sequence[str], match: Callable[[str, str], bool] = contains) -> bool:
     """Whether each of `golds` is contained (False for no golds)."""
     return bool(golds) and all(match(response, gold) for gold in golds)
 

@@ -5,11 +5,13 @@ prefix on templates that refuse a closing assistant message, the check of every 
 model's window before anything is generated, and the indicator.
 """
 
+from __future__ import annotations
+
 import abc
 import logging
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.task import ConfigurableTask
 
@@ -35,6 +37,9 @@ from ctxaware.harness.window import (
 from ctxaware.indicator.marking import append_indicator
 from ctxaware.indicator.token import indicator_id
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 logger = logging.getLogger("lm_eval.ctxaware")
 
 
@@ -47,13 +52,20 @@ class ContextTask(ConfigurableTask):
 
     settings_class: type
     needs_tokenizer = False
+    _n_answers = _n_empty = 0
 
-    def __init__(self, data_dir=None, cache_dir=None, download_mode=None, config: dict | None = None) -> None:
-        config = {key: value for key, value in config.items() if key != "class"}
+    def __init__(
+        self,
+        data_dir: str | None = None,
+        cache_dir: str | None = None,
+        download_mode: Any = None,
+        config: dict | None = None,
+    ) -> None:
+        config = {key: value for key, value in (config or {}).items() if key != "class"}
         with one_line_in_lm_eval():
             super().__init__(data_dir, cache_dir, download_mode, config)
 
-    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs) -> None:
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Make the documents; called by the harness's constructor."""
         import datasets
 
@@ -97,21 +109,21 @@ class ContextTask(ConfigurableTask):
     def user_text(self, doc: dict) -> str:
         """The user's message, before the indicator."""
 
-    def doc_to_text(self, doc, doc_to_text=None) -> str:
+    def doc_to_text(self, doc: dict, doc_to_text: Any = None) -> str:
         """The user's message as it is sent; special tokens typed in the data stay text."""
         text = chat.defuse(self.user_text(doc), self._special)
         return append_indicator(text) if self.variant.get("indicator") else text
 
     def fewshot_context(
         self,
-        doc,
-        num_fewshot,
-        system_instruction=None,
-        apply_chat_template=False,
-        fewshot_as_multiturn=False,
-        chat_template=None,
-        gen_prefix=None,
-    ) -> str:
+        doc: dict,
+        num_fewshot: int,
+        system_instruction: str | None = None,
+        apply_chat_template: bool = False,
+        fewshot_as_multiturn: bool = False,
+        chat_template: Callable | None = None,
+        gen_prefix: str | None = None,
+    ) -> str | list:
         """The prompt; `chat_template` is the harness's model's own method."""
         return user_prompt(
             self.doc_to_text(doc),
@@ -120,7 +132,7 @@ class ContextTask(ConfigurableTask):
             doc.get("response_prefix") or "",
         )
 
-    def build_all_requests(self, **kwargs) -> None:
+    def build_all_requests(self, **kwargs: Any) -> None:
         """Build the prompts; refuse them all if one could not be sent whole and as it is."""
         with one_line_in_lm_eval():
             if kwargs.get("cache_requests"):
@@ -129,6 +141,7 @@ class ContextTask(ConfigurableTask):
                     "prompts; leave out --cache_requests (--use_cache is fine)"
                 )
             self._keep_greedy(self.config.generation_kwargs)
+            self._n_answers = self._n_empty = 0
             super().build_all_requests(**kwargs)
             self._check_form()
             self._check_window()
@@ -179,13 +192,26 @@ class ContextTask(ConfigurableTask):
     def process_results(self, doc: dict, results: Sequence[str]) -> dict[str, Any]:
         """Score one answer, cut to the answer's length where the model's own settings made it longer."""
         response = results[0]
+        self._count_empty(response)
         if "max_new_tokens" in getattr(self, "_leaks", {}) and self.tokenizer is not None:
             ids = self.tokenizer(response, add_special_tokens=False)["input_ids"]
             response = self.tokenizer.decode(ids[: self.config.generation_kwargs["max_gen_toks"]])
         return super().process_results(doc, [response])
 
+    def _count_empty(self, response: str) -> None:
+        """Warn after the last answer where most are empty: such a run measures nothing."""
+        self._n_answers, self._n_empty = self._n_answers + 1, self._n_empty + (not response.strip())
+        if self._n_answers == len(self.instances) and 2 * self._n_empty > self._n_answers:
+            logger.warning(
+                "%s: %s of %s answers are empty, so the score says little about the context; a chat model needs "
+                "--apply_chat_template, or a _prefix task, which begins the answer",
+                self.config.task,
+                self._n_empty,
+                self._n_answers,
+            )
 
-def _as_text(prompt, tokenizer) -> str:
+
+def _as_text(prompt: Any, tokenizer: PreTrainedTokenizerBase | None) -> str:
     """A prompt, or the messages for a chat endpoint, as the text whose tokens count."""
     if isinstance(prompt, str):
         return prompt
@@ -195,7 +221,7 @@ def _as_text(prompt, tokenizer) -> str:
     if tokenizer is not None and tokenizer.chat_template:
         text = "\n".join(message["content"] for message in messages)
         apply = tokenizer.apply_chat_template
-        return user_prompt(text, lambda m, **kwargs: apply(m, tokenize=False, **kwargs))
+        return str(user_prompt(text, lambda m, **kwargs: apply(m, tokenize=False, **kwargs)))
     return "\n".join(f"{message['role']}\n{message['content']}\n" for message in messages)
 
 

@@ -4,11 +4,16 @@ The harness does not hand its model to a task. `running_model` finds it in the e
 way; where there is none (tasks loaded by hand), the model's arguments are read as the back ends read them.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from ctxaware import models
 from ctxaware.errors import InputError
-from ctxaware.harness.internals import running_model
+from ctxaware.harness.internals import own_tokenizer, running_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _TOKENIZER_KEYS = ("tokenizer", "tokenizer_path", "pretrained", "model")  # hf, vllm; sglang; API back ends
 _WINDOW_KEYS = ("max_length", "max_model_len", "context_length")  # hf and API; vllm; sglang
@@ -33,8 +38,10 @@ def is_endpoint(model_args: dict[str, Any]) -> bool:
     return bool(model_args.get("base_url")) or ("pretrained" not in model_args and "model" in model_args)
 
 
-def load_tokenizer(model_args: dict[str, Any], required: str | None = None):
-    """The model's tokenizer: the running model's own, else the one its arguments name, else None.
+def load_tokenizer(model_args: dict[str, Any], required: str | None = None) -> PreTrainedTokenizerBase | None:
+    """The model's tokenizer; None where nothing names one.
+
+    `tokenizer` in the arguments or in `--metadata` wins, then the running model's own, then that of the model's name.
 
     Args:
         model_args: the harness's merged metadata.
@@ -43,11 +50,12 @@ def load_tokenizer(model_args: dict[str, Any], required: str | None = None):
     Raises:
         InputError: it is required and not known, or can't be loaded.
     """
-    own = getattr(running_model(), "tokenizer", None)
-    if hasattr(own, "is_fast"):  # a transformers tokenizer, not an endpoint's
-        return own
     keys = ("tokenizer", "tokenizer_path") if is_endpoint(model_args) else _TOKENIZER_KEYS
     name = next((model_args[key] for key in keys if isinstance(model_args.get(key), str)), None)
+    is_named = any(isinstance(model_args.get(key), str) for key in ("tokenizer", "tokenizer_path"))
+    own = own_tokenizer(running_model(), is_optional=is_named)
+    if own is not None and (not is_named or own.name_or_path == name):
+        return own
     if name is None and not required:
         return None
     if name is None:
@@ -58,7 +66,7 @@ def load_tokenizer(model_args: dict[str, Any], required: str | None = None):
     return models.load_tokenizer(name, model_args.get("revision"), bool(model_args.get("trust_remote_code")))
 
 
-def model_window(model_args: dict[str, Any], tokenizer=None) -> int | None:
+def model_window(model_args: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None = None) -> int | None:
     """The most tokens, prompt and answer, that the model takes without cutting; None where nothing says.
 
     Args:
@@ -66,8 +74,8 @@ def model_window(model_args: dict[str, Any], tokenizer=None) -> int | None:
         tokenizer: the model's, consulted where its config names no length.
     """
     lm = running_model()
-    if isinstance(getattr(lm, "max_length", None), int):
-        own = getattr(lm, "tokenizer", None)
+    if lm is not None and isinstance(getattr(lm, "max_length", None), int):
+        own: Any = getattr(lm, "tokenizer", None)
         cuts = getattr(lm, "truncation", False) and hasattr(own, "model_max_length")
         return min(lm.max_length, own.model_max_length) if cuts else lm.max_length
     given = next((int(model_args[key]) for key in _WINDOW_KEYS if model_args.get(key)), None)
@@ -81,7 +89,7 @@ def model_window(model_args: dict[str, Any], tokenizer=None) -> int | None:
     return resolve_max_length(models.load_config(name, model_args.get("revision"), trust), tokenizer)
 
 
-def count_tokens(prompts: list[str], tokenizer) -> list[int]:
+def count_tokens(prompts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens of each prompt as the harness encodes it: special tokens are added unless BOS is there already."""
     lm = running_model()
     asked = getattr(lm, "add_bos_token", None)

@@ -1,18 +1,26 @@
 """The indicator token `[IND]`: its spelling, and how a tokenizer and a model get it."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from ctxaware.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 INDICATOR = "[IND]"
 
 
-def indicator_token():
+def indicator_token() -> AddedToken:
     """`[IND]` as an added special token that takes the space before it, so that space is no token of its own."""
     from tokenizers import AddedToken
 
     return AddedToken(INDICATOR, special=True, normalized=False, lstrip=True)
 
 
-def indicator_id(tokenizer) -> int:
+def indicator_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token id of `[IND]`.
 
     Raises:
@@ -27,7 +35,9 @@ def indicator_id(tokenizer) -> int:
     return ids[0]
 
 
-def add_indicator(tokenizer, model=None, pad_to_multiple_of: int | None = None) -> int:
+def add_indicator(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None, pad_to_multiple_of: int | None = None
+) -> int:
     """Add `[IND]` to a tokenizer and, if given, a model, whose new rows become the exact mean of the old ones.
 
     Does nothing where the token is there already.
@@ -49,11 +59,11 @@ def add_indicator(tokenizer, model=None, pad_to_multiple_of: int | None = None) 
     return token_id
 
 
-def _n_rows(model) -> int:
+def _n_rows(model: PreTrainedModel) -> int:
     return model.get_input_embeddings().weight.shape[0]
 
 
-def _add_row(model, token_id: int, vocab_size: int, pad_to_multiple_of: int | None) -> None:
+def _add_row(model: PreTrainedModel, token_id: int, vocab_size: int, pad_to_multiple_of: int | None) -> None:
     import torch
 
     n_old = _n_rows(model)

@@ -14,12 +14,14 @@ import numpy as np
 
 from ctxaware import plots
 from ctxaware.errors import InputError
-from ctxaware.intervals import bootstrap_mean
+from ctxaware.intervals import mean_interval
 from ctxaware.mt_bench.fastchat import RELEASED_SHA256, load_fastchat
 from ctxaware.mt_bench.protocol import MAX_NEW_TOKENS
 from ctxaware.mt_bench.rows import failure_key, judgment_key
 from ctxaware.mt_bench.store import Layout, manifest_path, read_keyed
 from ctxaware.runs.claim import CONFIGURATION, read_manifest
+
+_DIFFERENCES = (-9.0, 9.0)  # of two ratings from 1 to 10
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of rating differences, paired by question and turn, with a 95% bootstrap interval over questions.
+    """Mean of rating differences, paired by question and turn, with a 95% interval over questions.
 
     `low` and `high` are None with pairs of fewer than two questions, `mean` also without any pair.
     """
@@ -120,7 +122,7 @@ class Results:
         if not pairs:
             return Difference(None, None, None, 0, len(expected))
         questions, differences = zip(*pairs, strict=True)
-        interval = bootstrap_mean(differences, groups=questions)
+        interval = mean_interval(differences, questions, _DIFFERENCES)
         low, high = (interval.low, interval.high) if len(set(questions)) > 1 else (None, None)
         return Difference(interval.mean, low, high, len(pairs), len(expected))
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from ctxaware.errors import InputError
 from ctxaware.harness.paths import tasks_folder
-from ctxaware.intervals import Interval, bootstrap_mean
-from ctxaware.report.samples import find_samples
+from ctxaware.intervals import DIFFERENCE, Interval, mean_interval
+from ctxaware.report.samples import TaskRun, cluster, find_samples, read_task
+from ctxaware.report.tables import Table, mean_score
 from ctxaware.runs.files import remove_unfinished, whole_folder, write_text
 
 NEEDLE_TASK = "nih_ctx"
@@ -197,32 +198,41 @@ def _evaluate(lm, plan: Plan, cell: Cell, task: str, out: Path) -> None:
         find_samples(folder, name)  # the tracker only logs a failure to write
 
 
-def _scores(cell: Cell, out: Path, task: str) -> list[float]:
+def _read(cell: Cell, out: Path, task: str) -> TaskRun:
     (file,) = find_samples(cell.folder(out, task), cell.task(task))
-    return [row["score"] for row in sorted(file.rows(), key=lambda row: row["doc_id"])]
+    return read_task(file)
 
 
 def summarise(plan: Plan, out: Path) -> dict[str, Any]:
-    """Means of all cells and paired differences between them, each with a 95% bootstrap interval."""
+    """Means of all cells and paired differences between them, each with a 95% interval by cluster."""
     summary: dict[str, Any] = {"cells": {}, "effects": {}}
     for task in plan.tasks:
-        scores = {cell: _scores(cell, out, task) for cell in cells(task, plan.models)}
-        summary["cells"][task] = {cell.title: bootstrap_mean(values) for cell, values in scores.items()}
+        runs = {cell: _read(cell, out, task) for cell in cells(task, plan.models)}
+        summary["cells"][task] = {cell.title: mean_score(run).interval() for cell, run in runs.items()}
         summary["effects"][task] = {
-            name: bootstrap_mean([x - y for x, y in zip(scores[first], scores[second], strict=True)])
+            name: _difference(runs[first], runs[second])
             for name, (first, second) in effects(task).items()
-            if first in scores and second in scores
+            if first in runs and second in runs
         }
     return summary
 
 
+def _difference(run: TaskRun, control: TaskRun) -> Interval:
+    """Paired by number, not by hash: a prefix is part of the document, and tokenizers may cut the haystack."""
+    scores, of_control = run.scores(), control.scores()
+    if scores.keys() != of_control.keys():
+        raise InputError(f"{run.file.path} and {control.file.path} have other documents; pass another --out")
+    differences = [scores[row["doc_id"]] - of_control[row["doc_id"]] for row in run.of_metric()]
+    return mean_interval(differences, [cluster(row)[1] for row in run.of_metric()], DIFFERENCE)
+
+
 def table(summary: dict[str, dict[str, dict[str, Interval]]]) -> str:
     """The summary as one Markdown table."""
-    lines = ["| task | cell | score [95% interval] | n |", "|---|---|---|---|"]
+    rows = []
     for task, of_cells in summary["cells"].items():
-        lines += [f"| {task} | {title} | {interval} | {interval.n} |" for title, interval in of_cells.items()]
-        lines += [f"| {task} | *{name}* | {i.signed} | {i.n} |" for name, i in summary["effects"][task].items()]
-    return "\n".join(lines)
+        for title, interval in (*of_cells.items(), *summary["effects"][task].items()):
+            rows.append((task, title, interval, interval.n))
+    return Table("Context-awareness gap", ("task", "cell", "score [95% interval]", "n"), rows).markdown()
 
 
 def save(summary: dict[str, Any], plan: Plan, out: Path) -> None:

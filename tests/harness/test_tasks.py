@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -369,3 +370,30 @@ def test_drop_also_asks_for_every_span(model_folder):
     scores = task.process_results({"answers": ["Paris", "Rome"]}, ["Only Rome"])
     assert (scores["contain"], scores["contain_all"]) == (1.0, 0.0)
     assert task.process_results({"answers": ["Paris", "Rome"]}, ["Rome, Paris"])["contain_all"] == 1.0
+
+
+def test_a_tokenizer_in_the_metadata_wins_over_the_back_ends_own(model_folder, tmp_path):
+    """The harness's dummy model names a hub tokenizer of its own, which can't be loaded here."""
+    from lm_eval.models.dummy import DummyLM
+
+    results = run(DummyLM(), "nih_ctx", **ONE, tokenizer=str(model_folder), max_length=5000)
+    assert results["results"]["nih_ctx"]["recall,none"] == 0
+    with pytest.raises(InputError, match=r"can't load the tokenizer of this back end.*--metadata: tokenizer"):
+        run(DummyLM(), "nih_ctx", **ONE, max_length=5000)
+    (sample,) = run(DummyLM(), "nih_ctx", **ONE, tokenizer=str(model_folder), max_length=5000)["samples"]["nih_ctx"]
+    tokenizer = tiny.byte_level_tokenizer()
+    assert len(tokenizer(sample["doc"]["context"])["input_ids"]) == sample["doc"]["context_length"]
+
+
+@pytest.mark.parametrize(("answers", "warns"), [([" ", "\n", "eat"], True), (["", "", "eat", "sit"], False)])
+def test_a_run_whose_answers_are_mostly_empty_says_so_once(model_folder, monkeypatch, caplog, answers, warns):
+    lm = HFLM(pretrained=str(model_folder), device="cpu")
+    monkeypatch.setattr(lm, "generate_until", lambda requests: answers)
+    with caplog.at_level(logging.WARNING, logger="lm_eval.ctxaware"):
+        run(lm, "squad_contain", limit=len(answers), source="builtin")
+    said = [record.message for record in caplog.records if "answers are empty" in record.message]
+    assert len(said) == warns
+    for line in said:
+        assert "squad_contain: 2 of 3" in line
+        assert "--apply_chat_template" in line
+        assert "_prefix" in line

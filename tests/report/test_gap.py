@@ -11,8 +11,11 @@ import time
 import numpy as np
 import pytest
 from support import tiny
+from support.runs import cells as cells_of_a_grid
+from support.runs import write_lines, write_run
 
 from ctxaware.errors import InputError
+from ctxaware.intervals import DIFFERENCE, mean_interval
 from ctxaware.report import gap
 from ctxaware.report.gap import Cell, Plan, cells, effects
 from ctxaware.report.samples import find_samples
@@ -80,19 +83,28 @@ def test_effects_have_their_sign_and_are_paired_by_document(tmp_path):
         Cell("instruct", True, False): [0.5, 0.3, 0.3, 0.1],
     }
     for shift, (cell, values) in enumerate(scores.items()):
-        folder = cell.folder(tmp_path, "nih_ctx")
-        folder.mkdir(parents=True)
-        rows = [json.dumps({"doc_id": n, "score": value}) for n, value in enumerate(values)]
-        path = folder / f"samples_{cell.task('nih_ctx')}_2026-01-02T03-04-05.678.jsonl"
-        path.write_text("\n".join(rows[shift:] + rows[:shift]) + "\n")
+        rows = cells_of_a_grid(values, 2)
+        write_run(cell.folder(tmp_path, "nih_ctx"), {cell.task("nih_ctx"): rows[shift:] + rows[:shift]})
     summary = gap.summarise(the_plan, tmp_path)
     assert summary["cells"]["nih_ctx"]["base, without template, prefix"].mean == pytest.approx(0.75)
     found = summary["effects"]["nih_ctx"]
     assert found["tuning effect"].mean == pytest.approx(-0.05)
     assert found["template effect"].mean == pytest.approx(-0.3)
-    # the same difference for every document: an interval without width, which only the right pairs have
-    assert found["template effect"].high - found["template effect"].low == pytest.approx(0)
-    assert found["effect of leaving out the prefix"].signed == "-0.100 [-0.100, -0.100]"
+    # each document lost the same: only the right pairs have an interval that is all on one side
+    wrong_pairs = mean_interval([-0.6, -0.3, -0.3, 0.0], bounds=DIFFERENCE)
+    assert found["template effect"].high < wrong_pairs.high
+    assert str(found["effect of leaving out the prefix"]).startswith("-0.100 [")
+
+
+def test_a_cell_from_which_lines_are_missing_is_named(tmp_path):
+    the_plan = plan({"instruct": "i"}, ("squad_contain",))
+    for cell in cells("squad_contain", the_plan.models):
+        write_run(cell.folder(tmp_path, "squad_contain"), {"squad_contain": [0, 1, 1, 0]})
+    gap.summarise(the_plan, tmp_path)
+    (file,) = find_samples(cell.folder(tmp_path, "squad_contain"), "squad_contain")
+    write_lines(file.path, file.rows()[:-1])
+    with pytest.raises(InputError, match=r"instruct-template.*has 3 documents, without 3 …; .*counts 4"):
+        gap.summarise(the_plan, tmp_path)
 
 
 def test_templates_and_prefixes_are_where_the_cell_says(finished):
