@@ -1,7 +1,7 @@
 """What a row of each file must hold. A key function returns a row's key, or says in words why it is no row."""
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 MIN_RATING, MAX_RATING = 1, 10  # what FastChat's judge prompts ask for
 
@@ -69,7 +69,7 @@ def is_texts(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(_is_text(part) for part in value)
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: Any) -> TypeGuard[str]:
     if not isinstance(value, str):
         return False
     try:
@@ -92,9 +92,9 @@ def question_id_of(row: dict[str, Any]) -> int | str:
         ValueError: it has none, or one that is neither number nor text.
     """
     value = row.get("question_id")
-    if not _is_text(value) and (not isinstance(value, int) or isinstance(value, bool)):
-        raise ValueError(f"its question_id is {_short(value)}, expected a number or a text")
-    return value
+    if _is_text(value) or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise ValueError(f"its question_id is {_short(value)}, expected a number or a text")
 
 
 def _short(value: Any) -> str:
