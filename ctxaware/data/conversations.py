@@ -3,6 +3,7 @@
 A conversation is a dict with `id` and `messages`, each message a dict with `role` and `content`.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -158,6 +159,12 @@ def read_conversations(path: str | Path) -> Iterator[dict]:
 def fingerprint(path: str | Path) -> str:
     """SHA-256 of the data file, in hexadecimal."""
     return sha256_of_file(find_file(path))
+
+
+def fingerprint_messages(messages: Sequence[dict]) -> str:
+    """The start (16 hexadecimal digits) of the SHA-256 of roles and contents: messages that differ have others."""
+    content = json.dumps([[message["role"], message["content"]] for message in messages])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def write_conversations(

@@ -70,7 +70,7 @@ def _umask() -> int:
 
 @contextlib.contextmanager
 def output_file(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, as `files.whole_file`, with a full disk told in one line.
+    """A name beside `path` to write to, as `whole_file`; a full disk is an `InputError`.
 
     Raises:
         InputError: the disk is full or the place can't be written to.
