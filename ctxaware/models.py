@@ -110,9 +110,8 @@ def _load_weights(
         ignore_mismatched_sizes=True,  # reported below, in one line
     )
     _check_weights(name, model.state_dict().keys(), info)
-    return (
-        model if getattr(model, "is_quantized", False) else model.to(device)
-    )  # quantised weights stay where they were put
+    stays = getattr(model, "is_quantized", False)  # where its weights were put
+    return model if stays else model.to(device)
 
 
 def _check_weights(name: str, expected: Iterable[str], info: dict[str, Any]) -> None:

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -32,7 +33,7 @@ def test_from_questions_to_the_table(command, server, data_dir, tmp_path):
     shown = command("show", out, "--model-id", "vanilla", "--model-id", "ind", "--picture", tmp_path / "bars.png")
     assert shown.exit_code == 0
     assert "########## Average ##########" in shown.output
-    assert "+2.00 [+2.00, +2.00] (8/8)" in shown.output
+    assert re.search(r"\+2\.00 \[[-+]\d\.\d\d, \+\d\.\d\d\] \(8/8\)", shown.output)
     assert "5.00 (8/8)" in shown.output
     assert "difference: ind minus vanilla" in shown.output
     assert (tmp_path / "bars.png").exists()
