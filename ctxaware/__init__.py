@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 _HOMES = {  # public name: module
     "ContextAwarenessCallback": "ctxaware.training.watch",
+    "ContextLM": "ctxaware.harness.model",
     "DataSelectionCallback": "ctxaware.training.callback",
     "InputError": "ctxaware.errors",
     "add_indicator": "ctxaware.indicator.token",
@@ -21,6 +22,7 @@ _HOMES = {  # public name: module
     "probe_questions": "ctxaware.harness.probe",
     "score_conversations": "ctxaware.scores.formula",
     "select_turns": "ctxaware.scores.select",
+    "steer": "ctxaware.attention.steering",
 }
 __all__ = ["__version__", *_HOMES]
 

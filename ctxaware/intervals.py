@@ -190,6 +190,31 @@ def mean_interval(
     return BoundedMean(values, clusters, bounds).interval(confidence)
 
 
+def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
+    """The mean of measurements with Student's t interval, without bounds where there is a single one.
+
+    For measurements on a continuous scale, whose spread the sample shows: shares of attention, or differences of such.
+    Scores need `mean_interval`, which allows for answers that were not seen.
+
+    Args:
+        values: independent of each other; for a paired comparison, the differences.
+        confidence: 0–1.
+
+    Raises:
+        ValueError: no values.
+    """
+    from scipy.special import stdtrit
+
+    data = np.asarray(values, dtype=float)
+    if data.size == 0:
+        raise ValueError("a mean needs at least one value, got none")
+    mean, n = float(data.mean()), int(data.size)
+    if n == 1:
+        return Interval(mean, float("nan"), float("nan"), 1)
+    half = float(stdtrit(n - 1, (1 + confidence) / 2) * data.std(ddof=1) / np.sqrt(n))
+    return Interval(mean, mean - half, mean + half, n)
+
+
 @dataclass(frozen=True)
 class MeanOfTasks:
     """The mean of one or more tasks' means, each task counted alike.

@@ -77,7 +77,7 @@ def sign_flip(differences: Sequence[float] | np.ndarray, clusters: Sequence[Hash
         n_losses = round((len(size) - observed / size[0]) / 2)
         return float(binom.sf(n_losses - 1, len(size), 0.5))
     if len(size) <= _EXACT_UP_TO:
-        signs = 1 - 2 * ((np.arange(2 ** len(size))[:, None] >> np.arange(len(size))) & 1)
+        signs = 1.0 - 2.0 * ((np.arange(2 ** len(size))[:, None] >> np.arange(len(size))) & 1)
         return float(np.mean(signs @ size <= observed + 1e-9))
     rng, n_as_low = np.random.default_rng(0), 0
     for _ in range(_N_DRAWS // _BATCH):
