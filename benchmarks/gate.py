@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
+from ctxaware.noninferiority import p_values
 from ctxaware.report.compare import Pairs
-from ctxaware.verdicts import p_values
 
 ALPHA = 0.05
 N_RESAMPLES = 1000

@@ -15,9 +15,9 @@ import numpy as np
 
 from ctxaware.errors import InputError
 from ctxaware.intervals import MeanOfTasks, mean_of_tasks
+from ctxaware.noninferiority import FAIL, INCONCLUSIVE, PASS, p_values, verdict_of
 from ctxaware.report.compare import MISMATCHES, MISSING, Mismatch, Pairs, pair
 from ctxaware.report.samples import TaskRun, read_run
-from ctxaware.verdicts import FAIL, INCONCLUSIVE, PASS, p_values, verdict_of
 
 EXIT_CODES = {PASS: 0, FAIL: 1, INCONCLUSIVE: 3}
 POWER = 0.8  # how often a "detectable" drop is shown, and a "deciding" number of samples decides

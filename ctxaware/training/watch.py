@@ -22,10 +22,10 @@ from transformers import TrainerCallback
 
 from ctxaware.errors import InputError
 from ctxaware.intervals import mean_interval
+from ctxaware.noninferiority import FAIL, p_values, verdict_of
 from ctxaware.runs.files import write_json
 from ctxaware.runs.processes import is_sharded, on_main
 from ctxaware.training.checkpoints import WATCH
-from ctxaware.verdicts import FAIL, p_values, verdict_of
 
 DEFAULT_EVERY_N_STEPS = 100
 BATCH_TOKENS = 8192  # prompt tokens, padding included, answered at a time
