@@ -123,6 +123,21 @@ def test_table_json_and_plan_are_written(finished):
     assert content["plan"]["settings"]["needle"] == "sf"
 
 
+def test_cells_that_differ_at_their_end_share_their_prompts(finished):
+    """Three cells of the instruct model: the two with a template cost little more than one."""
+    out, _, _ = finished
+    plain, prefix, template = (
+        find_samples(Cell("instruct", *cell).folder(out, "nih_ctx"), "nih_ctx")[0].results()
+        for cell in [(False, True), (True, True), (True, False)]
+    )
+    assert prefix["date"] == template["date"]  # one evaluation
+    assert set(prefix["results"]) == {"nih_ctx_prefix"}
+    assert set(template["results"]) == {"nih_ctx"}
+    before, after = plain["config"]["prompt_tokens"], template["config"]["prompt_tokens"]
+    computed, asked = (after[key] - before[key] for key in ("computed", "asked"))
+    assert computed / asked < 0.5
+
+
 def test_a_second_run_loads_no_model_and_says_the_same(finished, monkeypatch):
     out, the_plan, summary = finished
     monkeypatch.setattr(gap, "_load", lambda *_: pytest.fail("a model was loaded"))
