@@ -3,7 +3,7 @@
 The pairing is by the hash of the document, so the order of the files, other tasks beside and re-runs do not matter.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -21,8 +21,6 @@ MISMATCHES = {  # what may differ between two runs, and what it means where it d
     LIMIT: "runs on a part of the task's documents (--limit)",
     GENERATION: "generation settings",
 }
-_N_SIGN_FLIPS = 9_999
-_EXACT_UP_TO = 13  # clusters that differ: all 2^13 sign flips are gone through
 
 
 @dataclass(frozen=True)
@@ -142,15 +140,21 @@ def _mismatches(
     if n_other := sum(x.get("target_hash") != y.get("target_hash") for x, y in rows):
         yield Mismatch(VERSIONS, f"{name}: {n_other} of {len(rows)} gold answers differ")
     for run, which in ((before, "first"), (after, "second")):
-        counts = run.of_task("n-samples") or {}
+        counts = run.of_task("n-samples")
         if counts.get("original") != counts.get("effective"):
             n, total = counts.get("effective"), counts.get("original")
             yield Mismatch(LIMIT, f"{name}: the {which} run has {n} of {total} documents")
-    settings = [(run.of_task("configs") or {}).get("generation_kwargs") or {} for run in (before, after)]
+    settings = [_generation(run) for run in (before, after)]
     if settings[0] != settings[1]:
         keys = sorted(k for k in settings[0].keys() | settings[1].keys() if settings[0].get(k) != settings[1].get(k))
         values = ", ".join(f"{k} {settings[0].get(k)} against {settings[1].get(k)}" for k in keys)
         yield Mismatch(GENERATION, f"{name}: {values}")
+
+
+def _generation(run: TaskRun) -> dict:
+    config = run.of_task("configs")
+    settings = config.get("generation_kwargs") if isinstance(config, dict) else None
+    return settings if isinstance(settings, dict) else {}
 
 
 def _why(before: TaskRun, after: TaskRun) -> str:
@@ -161,29 +165,3 @@ def _why(before: TaskRun, after: TaskRun) -> str:
             kind = "another" if x and y else f"{'with' if x else 'without'} against {'with' if y else 'without'}"
             reasons.append(f"{kind} {what}")
     return f" ({', '.join(reasons)})" if reasons else ""
-
-
-def sign_flip(differences: Sequence[float], clusters: Sequence[str]) -> float:
-    """One-sided p-value for "no loss", from flipping the signs of whole clusters.
-
-    Without a change the two runs could be swapped for each cluster, so each sign of a cluster's sum is as likely as the
-    other: the test is exact however few the clusters are. For 0/1 scores without clusters it is McNemar's exact test.
-    Signs are gone through where they are few, and drawn with a fixed seed where they are many.
-    """
-    sums: dict[str, float] = defaultdict(float)
-    for difference, name in zip(differences, clusters, strict=True):
-        sums[name] += float(difference)
-    size = np.abs([total for total in sums.values() if abs(total) > 1e-12])
-    observed = sum(sums.values())
-    if observed >= 0:
-        return 1.0
-    if np.allclose(size, size[0]):
-        from scipy.stats import binom
-
-        n_losses = round((len(size) - observed / size[0]) / 2)
-        return float(binom.sf(n_losses - 1, len(size), 0.5))
-    if len(size) <= _EXACT_UP_TO:
-        signs = 1 - 2 * ((np.arange(2 ** len(size))[:, None] >> np.arange(len(size))) & 1)
-        return float(np.mean(signs @ size <= observed + 1e-9))
-    signs = 1 - 2 * np.random.default_rng(0).integers(2, size=(_N_SIGN_FLIPS, len(size)), dtype=np.int8)
-    return float((1 + np.sum(signs @ size <= observed + 1e-9)) / (1 + _N_SIGN_FLIPS))

@@ -1,9 +1,9 @@
 """The gate: is a run worse than another by more than a limit? For each task and their mean.
 
 *fail* means that a drop over the limit is shown, *pass* that one is excluded, each with the confidence asked for.
-Otherwise the answer is *inconclusive*. Several tasks are several chances to fail by luck, so their p-values are adjusted
-by Holm's method. To pass, every task has to, which needs no adjustment: luck would have to strike everywhere (an
-intersection-union test).
+Otherwise the answer is *inconclusive*. Several tasks are several chances to fail by luck, so their p-values are
+adjusted by Holm's method. To pass, every task has to, which needs no adjustment: luck would have to strike everywhere
+(an intersection-union test).
 """
 
 import math
@@ -15,10 +15,10 @@ import numpy as np
 
 from ctxaware.errors import InputError
 from ctxaware.intervals import MeanOfTasks, mean_of_tasks
-from ctxaware.report.compare import MISMATCHES, MISSING, Mismatch, Pairs, pair, sign_flip
+from ctxaware.noninferiority import FAIL, INCONCLUSIVE, PASS, p_values, verdict_of
+from ctxaware.report.compare import MISMATCHES, MISSING, Mismatch, Pairs, pair
 from ctxaware.report.samples import TaskRun, read_run
 
-PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 EXIT_CODES = {PASS: 0, FAIL: 1, INCONCLUSIVE: 3}
 POWER = 0.8  # how often a "detectable" drop is shown, and a "deciding" number of samples decides
 MEAN = "mean of tasks"
@@ -167,12 +167,11 @@ def judge(pairs: Sequence[Pairs], max_drop: float, confidence: float) -> list[Ju
     subjects = [(mean_of_tasks([part]), [each]) for part, each in zip(parts, pairs, strict=True)]
     if len(pairs) > 1:
         subjects.append((mean_of_tasks(parts), list(pairs)))
-    p_fail = holm([_p_fail(difference, of, max_drop) for difference, of in subjects])
+    p_fail, p_pass = p_values([each.differences for each in pairs], [each.clusters for each in pairs], max_drop)
     strictest = alpha / len(subjects)  # Holm's first step
     judgments = []
-    for (difference, of), p in zip(subjects, p_fail, strict=True):
-        p_pass = difference.p_above(-max_drop)
-        verdict = FAIL if p < alpha else PASS if p_pass < alpha else INCONCLUSIVE
+    for (difference, of), p, q in zip(subjects, p_fail, p_pass, strict=True):
+        verdict = verdict_of(p, q, alpha)
         to_decide = n_to_decide(difference, max_drop, strictest, alpha) if verdict == INCONCLUSIVE else None
         kinds = dict.fromkeys(each.cluster_kind for each in of)
         judgments.append(
@@ -190,29 +189,13 @@ def judge(pairs: Sequence[Pairs], max_drop: float, confidence: float) -> list[Ju
                 gains=sum(each.gains for each in of),
                 mcnemar_p=of[0].mcnemar() if len(of) == 1 else None,
                 p_fail=p,
-                p_pass=p_pass,
+                p_pass=q,
                 detectable_drop=detectable_drop(difference, max_drop, strictest),
                 n_to_decide=to_decide,
                 verdict=verdict,
             )
         )
     return judgments
-
-
-def _p_fail(difference: MeanOfTasks, pairs: Sequence[Pairs], max_drop: float) -> float:
-    """Of the score test, and never smaller than the exact test of no drop at all."""
-    weighted = np.concatenate([each.differences / len(each.rows) for each in pairs])
-    exact = sign_flip(weighted, [name for each in pairs for name in each.clusters])
-    return max(difference.p_below(-max_drop), exact)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for their number (Holm 1979), in the order given."""
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
 
 
 def detectable_drop(difference: MeanOfTasks, max_drop: float, alpha: float) -> float | None:

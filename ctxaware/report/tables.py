@@ -5,19 +5,24 @@ does not have is an empty cell.
 """
 
 import math
+import re
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ctxaware.intervals import UNIT, BoundedMean, Interval, mean_of_tasks
-from ctxaware.report.compare import pair
 from ctxaware.report.samples import TaskRun, cluster
+
+if TYPE_CHECKING:
+    import pandas
 
 Run = Mapping[str, TaskRun]  # by task
 INDICATOR_SUFFIX = "_ind"
 TASK_TITLES = {"nih_ctx": "NIH", "squad_contain": "SQuAD", "quac_contain": "QuAC", "drop_contain": "DROP"}
-_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*_`<>[]"} | {"\n": " ", "\r": " "})
+# what Markdown would take for markup; an underscore inside a word and a "<" before a space are none
+_MARKDOWN = re.compile(r"[\\|*`\[\]]|(?<!\w)_|_(?!\w)|<(?=\S)|&(?=[#\w])")
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "β": r"$\beta$", "−": "$-$"}
@@ -46,7 +51,7 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[Cell, ...]]
+    rows: Sequence[tuple[Cell, ...]]
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -61,12 +66,13 @@ class Table:
         """As a Markdown table without its title and note; text from data is escaped."""
         lines = [list(self.columns), ["---"] * len(self.columns)]
         for row in self.rows:
-            lines.append([cell.translate(_MARKDOWN) if isinstance(cell, str) else cell_text(cell) for cell in row])
+            lines.append([escape_markdown(cell) if isinstance(cell, str) else cell_text(cell) for cell in row])
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def latex(self) -> str:
         """As a LaTeX table (booktabs)."""
         lines = [" & ".join(cell.translate(_LATEX) for cell in line) + r" \\" for line in (self.columns, *self.texts())]
+        lines = ["{}" * line.startswith("[") + line for line in lines]  # else it is an argument of the line end before
         return "\n".join(
             [
                 r"\begin{table}",
@@ -82,11 +88,11 @@ class Table:
             ]
         )
 
-    def frame(self):
+    def frame(self) -> "pandas.DataFrame":
         """As a pandas data frame; an interval becomes three columns: the mean, ` low` and ` high`."""
         import pandas
 
-        columns: dict[str, list] = {}
+        columns: dict[str, list[object]] = {}
         for name, cells in zip(self.columns, zip(*self.rows, strict=True), strict=True):
             columns[name] = [getattr(cell, "mean", cell) for cell in cells]
             for attribute in ("low", "high", "sd"):
@@ -95,11 +101,21 @@ class Table:
         return pandas.DataFrame(columns)
 
 
+def escape_markdown(text: str) -> str:
+    """Text from data as itself: nothing in it is markup."""
+    return _MARKDOWN.sub(r"\\\g<0>", _printable(text))
+
+
+def _printable(text: str) -> str:
+    """On one line, and without what would steer a terminal or can't be written as UTF-8."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+
+
 def cell_text(cell: Cell) -> str:
     """A cell as it reads: three decimals for a figure, nothing for what is not there."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
-    return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
+    return f"{cell:.3f}" if isinstance(cell, float) else _printable(str(cell))
 
 
 def mean_score(run: TaskRun, metric: str | None = None) -> BoundedMean:
@@ -144,15 +160,20 @@ def _of_task(run: Run, task: str) -> TaskRun | None:
     return run.get(task) or run.get(task + INDICATOR_SUFFIX)
 
 
+def _cell(run: TaskRun | None, metric: str | None) -> Interval | None:
+    return None if run is None else mean_score(run, metric).interval()
+
+
 def _by_task(
     first: str, title: str, runs: Mapping[str, Run], ratings: Mapping[str, float | None] | None, metric: str | None
 ) -> Table:
     tasks, rows = _tasks(runs), []
     for name, run in runs.items():
         means = [mean_score(of, metric) if (of := _of_task(run, task)) else None for task in tasks]
-        whole = all(means) and len(means) > 1
-        average = mean_of_tasks(means).interval() if whole else None
-        rows.append((name, *(mean and mean.interval() for mean in means), average, (ratings or {}).get(name)))
+        whole = [mean for mean in means if mean is not None]
+        average = mean_of_tasks(whole).interval() if len(whole) == len(tasks) > 1 else None
+        intervals = [None if mean is None else mean.interval() for mean in means]
+        rows.append((name, *intervals, average, (ratings or {}).get(name)))
     columns = [first, *map(title_of, tasks), "average", "MT-Bench"]
     table = Table(title, tuple(columns), rows, "Scores with 95% intervals by cluster.")
     return _without_empty(table)
@@ -178,7 +199,7 @@ def table_1(runs: Mapping[str, Mapping[str, Run]], metric: str | None = None) ->
         for model, of_model in runs.items():
             found = [_of_task(of_model.get(condition, {}), task) for condition in conditions]
             if any(found):
-                rows.append((title_of(task), model, *(run and mean_score(run, metric).interval() for run in found)))
+                rows.append((title_of(task), model, *(_cell(run, metric) for run in found)))
     return Table("Attention steering", ("task", "model", *conditions), rows, "Scores with 95% intervals by cluster.")
 
 
@@ -222,26 +243,8 @@ def table_7(runs: Mapping[str, Mapping[str, TaskRun]], metric: str | None = None
     rows = []
     for model, of_model in runs.items():
         cells = [of_model.get(column) for column in columns]
-        rows.append(
-            (
-                model,
-                *(run and (spread_over_prompts(run, metric) or mean_score(run, metric).interval()) for run in cells),
-            )
-        )
+        spreads = [None if run is None else spread_over_prompts(run, metric) for run in cells]
+        shown = [spread or _cell(run, metric) for spread, run in zip(spreads, cells, strict=True)]
+        rows.append((model, *shown))
     note = "Mean ± standard deviation over prompt templates; with one template, the mean with its 95% interval."
     return Table("Needle in a haystack, with and without chat template", ("model", *columns), rows, note)
-
-
-def paired_table(runs: Mapping[str, TaskRun], metric: str | None = None) -> Table:
-    """Scores of one task in several runs, and their paired differences to the first one.
-
-    Raises:
-        InputError: a run was asked no question of the first run's.
-    """
-    first, rows = next(iter(runs.values())), []
-    for name, run in runs.items():
-        difference = None if run is first else pair(first, run, metric).difference().interval()
-        mean = mean_score(run, metric)
-        rows.append((name, mean.interval(), difference, mean.n))
-    columns = ("run", "score [95% interval]", "difference to the first, paired", "n")
-    return Table(title_of(first.task), columns, rows, "Intervals are by cluster: passages, needle cells.")

@@ -8,10 +8,14 @@ import contextlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctxaware.errors import InputError
 from ctxaware.runs.files import write_json
+from ctxaware.runs.processes import on_main
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 RUN = "run.json"  # the manifest's usual name in an output folder
 LOCK = "lock"
@@ -123,7 +127,7 @@ def _short(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def locked(file: Path, output: Path) -> Iterator[None]:
+def locked(file: Path, output: Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock of an output: no second process can.
 
     The system frees the lock when the process ends, whatever ends it. The file stays: removing it would let two
@@ -132,13 +136,14 @@ def locked(file: Path, output: Path) -> Iterator[None]:
     Args:
         file: the lock file; made if absent, never emptied, and not followed if it is a link.
         output: what is locked, as the user knows it; named in errors.
+        wait: until the other process is done with it.
 
     Raises:
         InputError: another process holds it, or the file can't be made.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(file, blocking=False)
+    lock = FileLock(file, blocking=wait)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.is_symlink():
@@ -157,3 +162,31 @@ def locked(file: Path, output: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def locked_by_all(folder: Path, output: Path, state: "PartialState") -> Iterator[None]:
+    """Hold an output with every process of a run: no second run can while one process of this one lives.
+
+    A launcher that is killed leaves its processes behind, and they go on writing.
+
+    Args:
+        folder: where each process has its lock file.
+        output: as for `locked`.
+        state: accelerate's `PartialState`.
+
+    Raises:
+        InputError: a process of another run holds it, or a file can't be made.
+    """
+    with contextlib.ExitStack() as held:
+
+        def lock_first() -> None:
+            held.enter_context(locked(folder / LOCK, output))
+            for other in folder.glob(f"{LOCK}-*"):  # free, or of a process whose main process is gone
+                with locked(other, output):
+                    pass
+
+        on_main(state, lock_first)
+        if not state.is_main_process:
+            held.enter_context(locked(folder / f"{LOCK}-{state.process_index}", output))
+        yield

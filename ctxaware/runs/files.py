@@ -1,6 +1,7 @@
 """Files and folders that are there whole or not at all."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -69,7 +70,7 @@ def _umask() -> int:
 
 @contextlib.contextmanager
 def output_file(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, as `files.whole_file`, with a full disk told in one line.
+    """A name beside `path` to write to, as `whole_file`; a full disk is an `InputError`.
 
     Raises:
         InputError: the disk is full or the place can't be written to.
@@ -89,3 +90,32 @@ def write_json(path: Path, value: Any) -> None:
     """
     with output_file(path) as beside:
         beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object.
+
+    Raises:
+        InputError: it holds no whole object, or can't be read.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} can't be read as JSON ({error}); restore it") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}, expected an object; restore it")
+    return value
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def sha256_of_json(value: Any) -> str:
+    """SHA-256 of a value's JSON with sorted keys: the same for the same content, however a file spells it."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

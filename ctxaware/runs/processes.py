@@ -3,11 +3,17 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ctxaware.errors import InputError
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator, PartialState
 
-def on_main(state, work: Callable):
+Result = TypeVar("Result")
+
+
+def on_main(state: "PartialState", work: Callable[[], Result]) -> Result:
     """The result of `work`, done by the main process alone; its `InputError` ends every process.
 
     Args:
@@ -16,7 +22,7 @@ def on_main(state, work: Callable):
     """
     from accelerate.utils import broadcast_object_list
 
-    box = [None, None]
+    box: list[Any] = [None, None]  # the result, and what an error says
     if state.is_main_process:
         try:
             box[0] = work()
@@ -31,7 +37,7 @@ def on_main(state, work: Callable):
     return box[0]
 
 
-def is_sharded(accelerator) -> bool:
+def is_sharded(accelerator: "Accelerator") -> bool:
     """Whether no process holds all weights of the model in training."""
     from accelerate.utils import DistributedType
 
@@ -39,7 +45,7 @@ def is_sharded(accelerator) -> bool:
 
 
 @contextlib.contextmanager
-def whole_models(deepspeed_plugin) -> Iterator[None]:
+def whole_models(deepspeed_plugin: Any) -> Iterator[None]:
     """Models loaded in here are whole in each process that loads them.
 
     Under ZeRO-3 transformers would share out the weights of every model among all processes: one that the main

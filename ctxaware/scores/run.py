@@ -1,17 +1,21 @@
 """One run of `ctxaware score`, in one process or many: plan, load, score shards, join them."""
 
-import contextlib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ctxaware.data.conversations import find_file
 from ctxaware.errors import InputError
-from ctxaware.models import choose_dtype, load_config, load_model, load_tokenizer, resolved_revision
+from ctxaware.models import choose_dtype, load_config, load_model, load_tokenizer, model_fingerprint
 from ctxaware.runs.processes import on_main
 from ctxaware.runs.progress import progress_bar
 from ctxaware.scores import shards
 from ctxaware.scores.formula import score_conversations
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import PartialState
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,6 @@ class ScoreRun:
     revision: str | None = None
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What the main process found out for all: the manifest, and the shards still to do (None: all is done)."""
-
-    manifest: shards.Manifest
-    todo: list[int] | None
-
-
 def score_file(run: ScoreRun) -> dict[str, str]:
     """Score a file of conversations into `run.out`, taking up an interrupted run where it stopped.
 
@@ -53,32 +49,32 @@ def score_file(run: ScoreRun) -> dict[str, str]:
 
     state = PartialState(cpu=run.device == "cpu")
     device = _device(run.device, state)
-    with contextlib.ExitStack() as held:
-        plan = on_main(state, lambda: _plan(run, device, held))
-        if plan.todo is None:
+    manifest = on_main(state, lambda: _manifest(run, device))
+    with shards.claimed(run.out, manifest, state) as todo:
+        if todo is None:
             return shards.read_metadata(run.out)["rejected"]
-        mine = plan.todo[state.process_index :: state.num_processes]
+        mine = todo[state.process_index :: state.num_processes]
         if mine:
-            _score_mine(run, plan.manifest, mine, device, state)
+            _score_mine(run, manifest, mine, device, state)
         state.wait_for_everyone()
-        return on_main(state, lambda: shards.join_shards(run.out, plan.manifest))
+        return on_main(state, lambda: shards.join_shards(run.out, manifest))
 
 
-def _device(wanted: str | None, state):
+def _device(name: str | None, state: "PartialState") -> "torch.device":
     import torch
 
-    if wanted is None or state.num_processes > 1:  # of many processes each has its own
+    if name is None or state.num_processes > 1:  # of many processes each has its own
         return state.device
     try:
-        device = torch.device(wanted)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"device must be one like cpu, cuda or cuda:1, got {wanted!r}") from error
+        raise InputError(f"device must be one like cpu, cuda or cuda:1, got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {wanted!r} was asked for, but there is no CUDA device here; pass --device cpu")
+        raise InputError(f"device {name!r} was asked for, but there is no CUDA device here; pass --device cpu")
     return device
 
 
-def _plan(run: ScoreRun, device, held: contextlib.ExitStack) -> Plan:
+def _manifest(run: ScoreRun, device: "torch.device") -> shards.Manifest:
     for name in ("max_length", "batch_tokens", "limit"):
         if (value := getattr(run, name)) is not None and value < 1:
             raise InputError(f"{name} must be at least 1, got {value}; pass --{name.replace('_', '-')}")
@@ -94,12 +90,12 @@ def _plan(run: ScoreRun, device, held: contextlib.ExitStack) -> Plan:
             f"pass --max-length {window} or less"
         )
     sha256, n_conversations = shards.scan(run.data, run.limit)
-    manifest = shards.Manifest(
+    return shards.Manifest(
         data=find_file(run.data).name,
         data_sha256=sha256,
         n_conversations=n_conversations,
         model=run.model,
-        revision=resolved_revision(run.model, config),
+        revision=model_fingerprint(run.model, run.revision),
         chat_template_sha256=hashlib.sha256(str(template).encode()).hexdigest(),
         layers=parse_layers(run.layer, text_config.num_hidden_layers),
         max_length=run.max_length,
@@ -108,9 +104,6 @@ def _plan(run: ScoreRun, device, held: contextlib.ExitStack) -> Plan:
         device=device.type,
         versions=shards.versions(),
     )
-    if shards.is_complete(run.out, manifest):
-        return Plan(manifest, None)
-    return Plan(manifest, held.enter_context(shards.claimed(run.out, manifest)))
 
 
 def parse_layers(text: str, n_layers: int) -> list[int]:
@@ -136,7 +129,9 @@ def parse_layers(text: str, n_layers: int) -> list[int]:
     return layers
 
 
-def _score_mine(run: ScoreRun, manifest: shards.Manifest, mine: list[int], device, state) -> None:
+def _score_mine(
+    run: ScoreRun, manifest: shards.Manifest, mine: list[int], device: "torch.device", state: "PartialState"
+) -> None:
     import functools
 
     from ctxaware.attention.check import check_against_eager

@@ -7,22 +7,29 @@ order are OUT. Batches never cross shards, so the file is the same however the w
 
 import contextlib
 import dataclasses
-import fcntl
 import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ctxaware import __version__
-from ctxaware.data.conversations import find_file, fingerprint, read_conversations
+from ctxaware.data.conversations import find_file, fingerprint, fingerprint_messages, read_conversations
 from ctxaware.errors import InputError
-from ctxaware.runs.files import output_file, write_json
+from ctxaware.runs.claim import RUN, as_json, claim, describe_difference, locked_by_all
+from ctxaware.runs.files import output_file
+from ctxaware.runs.processes import on_main
 from ctxaware.scores.formula import Scored, TurnScore
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from accelerate import PartialState
 
 SHARD_SIZE = 64  # conversations; what is lost at most by a kill, in each process
 METADATA_KEY = b"ctxaware"  # of the Parquet file's metadata: a manifest, and what was rejected
+FINGERPRINT = "messages_sha256"  # column: of the conversation's messages, so that other data are noticed
 
 
 @dataclass(frozen=True)
@@ -42,17 +49,6 @@ class Manifest:
     device: str
     versions: dict[str, str]
 
-    def difference(self, other: dict) -> str:
-        """In words, what differs from a stored manifest; "" where nothing does."""
-        mine = dataclasses.asdict(self)
-        keys = [key for key in mine if mine[key] != other.get(key)]
-        return ", ".join(f"{key} {_short(other.get(key))} (now {_short(mine[key])})" for key in keys)
-
-
-def _short(value) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
 
 def versions() -> dict[str, str]:
     """Versions of the packages that take part in a score."""
@@ -69,13 +65,12 @@ def is_complete(out: Path, manifest: Manifest) -> bool:
     """
     if not out.exists():
         return False
-    stored = read_metadata(out).get("manifest", {})
-    if difference := manifest.difference(stored):
-        raise InputError(f"{out} was made with {difference}; choose another --out or remove it")
+    if difference := describe_difference(read_metadata(out)["manifest"], dataclasses.asdict(manifest)):
+        raise InputError(f"{out} was made with {difference}; choose another output or remove this one")
     return True
 
 
-def read_metadata(path: Path) -> dict:
+def read_metadata(path: Path) -> dict[str, Any]:
     """What a score file says about itself: `manifest` and `rejected`.
 
     Raises:
@@ -85,12 +80,15 @@ def read_metadata(path: Path) -> dict:
     import pyarrow.parquet as pq
 
     try:
-        metadata = pq.read_metadata(path).metadata or {}
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is no score file of ctxaware score ({error})") from error
-    if METADATA_KEY not in metadata:
-        raise InputError(f"{path} is no score file of ctxaware score (its metadata lack {METADATA_KEY.decode()!r})")
-    return json.loads(metadata[METADATA_KEY])
+        stored = json.loads((pq.read_metadata(path).metadata or {})[METADATA_KEY])
+        manifest, rejected = stored["manifest"], stored["rejected"]
+        if not isinstance(rejected, dict) or not isinstance(manifest["layers"], list):
+            raise TypeError("its metadata are of another type")
+    except KeyError as error:
+        raise InputError(f"{path} is no score file of ctxaware score: its metadata lack {error}") from error
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is no score file of ctxaware score, or it is damaged ({error})") from error
+    return {"manifest": manifest, "rejected": rejected}
 
 
 def parts_folder(out: Path) -> Path:
@@ -99,35 +97,47 @@ def parts_folder(out: Path) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(out: Path, manifest: Manifest) -> Iterator[list[int]]:
-    """Claim `out` for this run; yields the numbers of the shards that are still to do.
+def claimed(out: Path, manifest: Manifest, state: "PartialState") -> Iterator[list[int] | None]:
+    """Claim `out` for this run, in all its processes.
+
+    Yields:
+        The numbers of the shards that are still to do; None where `out` is complete.
 
     Raises:
-        InputError: an unfinished run with other arguments is there, or one is at work.
+        InputError: `out` is of other arguments, an unfinished run of others is there, or one is at work.
     """
     parts = parts_folder(out)
+    if on_main(state, lambda: is_complete(out, manifest)):
+        yield None
+        return
+    with locked_by_all(parts, out, state):
+        yield on_main(state, lambda: _claim(out, manifest))
+
+
+def _claim(out: Path, manifest: Manifest) -> list[int] | None:
+    if is_complete(out, manifest):  # another process was at work when we looked first
+        shutil.rmtree(parts_folder(out))
+        return None
+    claim(parts_folder(out) / RUN, dataclasses.asdict(manifest), parts_folder(out))
+    return [k for k in range(n_shards(manifest)) if not _is_whole(_shard_file(out, k), manifest)]
+
+
+def _is_whole(shard: Path, manifest: Manifest) -> bool:
+    """Whether a shard is there, undamaged and of this run; another is scored again."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not shard.exists():
+        return False
     try:
-        parts.mkdir(parents=True, exist_ok=True)
-        lock = open(parts / "lock", "w")  # noqa: SIM115 - held until the end
-    except OSError as error:
-        raise InputError(f"can't write {parts}: {error.strerror}; choose another --out") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system, even after kill -9
-        except OSError as error:
-            raise InputError(f"another run is writing {out}; wait for it or choose another --out") from error
-        stored = parts / "manifest.json"
-        if not stored.exists():
-            write_json(stored, dataclasses.asdict(manifest))
-        elif difference := manifest.difference(json.loads(stored.read_text())):
-            raise InputError(
-                f"an unfinished run of {out} was started with {difference}; "
-                f"finish it with those, remove {parts}, or choose another --out"
-            )
-        yield [k for k in range(n_shards(manifest)) if not _shard_file(out, k).exists()]
+        pq.read_table(shard, page_checksum_verification=True)
+        return read_metadata(shard)["manifest"] == as_json(dataclasses.asdict(manifest))
+    except (InputError, pa.ArrowException, OSError):
+        return False
 
 
 def n_shards(manifest: Manifest) -> int:
+    """Number of shards of the whole run."""
     return -(-manifest.n_conversations // SHARD_SIZE)
 
 
@@ -145,20 +155,29 @@ def write_shards(
 ) -> None:
     """Score the shards `todo`, and put each in its place once it is whole.
 
+    Args:
+        out: the file that the run makes.
+        data: file or folder of conversations.
+        manifest: of the run.
+        todo: numbers of shards.
+        score: the scores of a shard's conversations.
+        on_shard: called with what a shard gave, when it is on the disk.
+
     Raises:
         InputError: the disk is full, or scoring failed.
     """
-    wanted = set(todo)
+    missing = set(todo)
     conversations = itertools.islice(read_conversations(data), manifest.n_conversations)
     for k in range(n_shards(manifest)):
-        if not wanted:
+        if not missing:
             return
         shard = list(itertools.islice(conversations, SHARD_SIZE))
-        if k not in wanted:
+        if k not in missing:
             continue
         scored = score(shard)
-        _write_tables(_shard_file(out, k), [_table(scored.turns, manifest)], scored.rejected, manifest)
-        wanted.discard(k)
+        fingerprints = {c["id"]: fingerprint_messages(c["messages"]) for c in shard}
+        _write_tables(_shard_file(out, k), [_table(scored.turns, fingerprints, manifest)], scored.rejected, manifest)
+        missing.discard(k)
         if on_shard:
             on_shard(scored)
 
@@ -181,25 +200,27 @@ def join_shards(out: Path, manifest: Manifest) -> dict[str, str]:
     return rejected
 
 
-def _write_tables(path: Path, tables: Iterable, rejected: dict[str, str], manifest: Manifest) -> None:
+def _write_tables(path: Path, tables: "Iterable[pa.Table]", rejected: dict[str, str], manifest: Manifest) -> None:
     """Write tables as one Parquet file; the same input gives the same bytes."""
     import pyarrow.parquet as pq
 
-    told = json.dumps({"manifest": dataclasses.asdict(manifest), "rejected": rejected}, sort_keys=True)
-    schema = _schema(manifest).with_metadata({METADATA_KEY: told})
-    with output_file(path) as beside, pq.ParquetWriter(beside, schema) as writer:
+    metadata = json.dumps({"manifest": dataclasses.asdict(manifest), "rejected": rejected}, sort_keys=True)
+    schema = _schema(manifest).with_metadata({METADATA_KEY: metadata})
+    with output_file(path) as beside, pq.ParquetWriter(beside, schema, write_page_checksum=True) as writer:
         for table in tables:
             writer.write_table(table.cast(schema))
 
 
-def _table(turns: list[TurnScore], manifest: Manifest):
+def _table(turns: list[TurnScore], fingerprints: dict[str, str], manifest: Manifest) -> "pa.Table":
+    """Scores as a table; `fingerprints` are of the conversations' messages, by id."""
     import pyarrow as pa
 
     schema = _schema(manifest)
-    return pa.table({name: [getattr(turn, name) for turn in turns] for name in schema.names}, schema=schema)
+    columns = {name: [getattr(turn, name) for turn in turns] for name in schema.names if name != FINGERPRINT}
+    return pa.table(columns | {FINGERPRINT: [fingerprints[turn.conversation_id] for turn in turns]}, schema=schema)
 
 
-def _schema(manifest: Manifest):
+def _schema(manifest: Manifest) -> "pa.Schema":
     import pyarrow as pa
 
     types = {
@@ -209,6 +230,7 @@ def _schema(manifest: Manifest):
         "score": pa.float32(),
         "response_tokens": pa.int32(),
         "user_tokens": pa.int32(),
+        FINGERPRINT: pa.string(),
     }
     return pa.schema([(name, kind) for name, kind in types.items() if len(manifest.layers) > 1 or name != "layer"])
 

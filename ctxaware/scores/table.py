@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ctxaware.chat import n_instructions
-from ctxaware.data.conversations import read_conversations
+from ctxaware.data.conversations import fingerprint_messages, read_conversations
 from ctxaware.errors import InputError
-from ctxaware.scores.shards import read_metadata
+from ctxaware.scores.shards import FINGERPRINT, read_metadata
 
 
 @dataclass(frozen=True)
@@ -19,15 +20,17 @@ class Scores:
     Attributes:
         ids: conversation of each turn.
         values: float64 `[n_turns]`, NaN without a score.
+        fingerprints: of the messages of each turn's conversation.
         instruction_tokens: int64 `[n_turns]`: tokens of each instruction, within the length limit.
         is_scored: bool `[n_turns]`: the turn has a score.
         manifest: how they were made.
     """
 
     ids: list[str]
+    fingerprints: list[str]
     values: np.ndarray
     instruction_tokens: np.ndarray
-    manifest: dict
+    manifest: dict[str, Any]
 
     @property
     def is_scored(self) -> np.ndarray:
@@ -40,6 +43,7 @@ def read_scores(path: Path, layer: int | None = None) -> dict[int, Scores]:
     Raises:
         InputError: the file is none that `ctxaware score` wrote, or lacks the layer.
     """
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -50,13 +54,19 @@ def read_scores(path: Path, layer: int | None = None) -> dict[int, Scores]:
         raise InputError(
             f"{path} has scores of layers {manifest['layers']}, not of {layer}; pass --layer with one of them"
         )
-    table, by_layer = pq.read_table(path), {}
+    try:
+        table, by_layer = pq.read_table(path, page_checksum_verification=True), {}
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is damaged ({error}); remove it and score again") from error
+    if FINGERPRINT not in table.column_names:
+        raise InputError(f"{path} has no column {FINGERPRINT}: an earlier version wrote it; remove it and score again")
     for one in manifest["layers"] if layer is None else [layer]:
         rows = table.filter(pc.field("layer") == one) if "layer" in table.column_names else table
         turns, user_tokens = rows["turn"].to_numpy(), rows["user_tokens"].to_numpy().astype(np.int64)
         before = np.where(turns == 0, 0, np.roll(user_tokens, 1))  # user_tokens count all turns up to this one
         by_layer[one] = Scores(
             rows["conversation_id"].to_pylist(),
+            rows[FINGERPRINT].to_pylist(),
             rows["score"].to_numpy(zero_copy_only=False).astype(np.float64),
             user_tokens - before,
             manifest,
@@ -96,6 +106,10 @@ def aligned(data: Path, scores: Scores) -> Iterator[tuple[dict, slice]]:
             raise InputError(
                 f"the scores have not the {n_turns} turns of conversation {name!r}; they are of other data, or of a "
                 f"part of it (--limit): score all of {data}"
+            )
+        if n_turns and scores.fingerprints[start] != fingerprint_messages(conversation["messages"]):
+            raise InputError(
+                f"the messages of conversation {name!r} are not those that were scored; score {data} as it is now"
             )
         n_used += n_turns
         yield conversation, slice(start, start + n_turns)

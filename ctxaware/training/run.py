@@ -14,7 +14,7 @@ from ctxaware.data.conversations import find_file, fingerprint
 from ctxaware.data.prepare import STATISTICS, PrepareRun, prepare_dataset
 from ctxaware.data.releases import DATASETS
 from ctxaware.errors import InputError, print_error
-from ctxaware.models import load_config, resolved_revision
+from ctxaware.models import model_fingerprint
 from ctxaware.runs.processes import on_main
 from ctxaware.training.arguments import Arguments
 from ctxaware.training.checkpoints import DATA, claim_output, mark_finished, newest_complete
@@ -79,9 +79,9 @@ def configuration(arguments: Arguments) -> dict:
     model, run = arguments.model, arguments.run
     found = asdict(run) | asdict(model) | (asdict(arguments.indicator) if arguments.indicator else {})
     found |= {k: v for k, v in arguments.training.to_dict().items() if not k.startswith(_FREE)}
+    del found["watch_every"]
     found["num_processes"] = PartialState().num_processes
-    config = load_config(model.model_name_or_path, model.model_revision)
-    found["base_weights"] = resolved_revision(model.model_name_or_path, config)
+    found["base_weights"] = model_fingerprint(model.model_name_or_path, model.model_revision)
     files = {"data": run.data, "scores": arguments.indicator.scores if arguments.indicator else None}
     for name, path in files.items():
         if path and Path(path).exists():

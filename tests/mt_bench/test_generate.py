@@ -4,8 +4,8 @@ import torch
 from support.mt_bench import tiny_model
 
 from ctxaware.errors import InputError
-from ctxaware.mt_bench.endpoint import CallFailed
-from ctxaware.mt_bench.generate import TOP_K, LocalModel, SeededSampling
+from ctxaware.mt_bench.calls import CallFailed
+from ctxaware.mt_bench.generate import TOP_K, LocalModel, SeededSampling, parameters_sha256
 
 TEXTS = ["Hi", "Tell me of the long sea and its many small fish.", "What?", "Ice is water that stands still."]
 CONVERSATIONS = [[{"role": "user", "content": text}] for text in TEXTS]
@@ -36,9 +36,9 @@ def plain(model, tokenizer, messages, temperature, seed, n_tokens):
 @pytest.mark.parametrize("temperature", [0.0, 0.1, 0.7])
 def test_batched_generation_equals_the_plain_loop(model, tokenizer, temperature):
     replies = LocalModel(model, tokenizer, 24).answer(CONVERSATIONS, temperature, SEEDS)
-    wanted = [plain(model, tokenizer, c, temperature, s, 24) for c, s in zip(CONVERSATIONS, SEEDS, strict=True)]
-    assert [reply.text for reply in replies] == wanted
-    assert len(set(wanted)) == len(wanted)  # the model does listen to its prompt
+    expected = [plain(model, tokenizer, c, temperature, s, 24) for c, s in zip(CONVERSATIONS, SEEDS, strict=True)]
+    assert [reply.text for reply in replies] == expected
+    assert len(set(expected)) == len(expected)  # the model does listen to its prompt
 
 
 def test_an_answer_does_not_depend_on_its_batch(model, tokenizer):
@@ -69,13 +69,13 @@ def test_sampling_takes_none_but_the_likeliest():
 
 def test_the_checkpoint_s_generation_config_does_not_leak_and_comes_back(model, tokenizer):
     local = LocalModel(model, tokenizer, 24)
-    wanted = local.answer(CONVERSATIONS, 0.0, SEEDS)
+    expected = local.answer(CONVERSATIONS, 0.0, SEEDS)
     before = model.generation_config
     try:
         model.generation_config = leaky = type(before)(
             repetition_penalty=5.0, no_repeat_ngram_size=1, max_new_tokens=3, eos_token_id=before.eos_token_id
         )
-        assert local.answer(CONVERSATIONS, 0.0, SEEDS) == wanted
+        assert local.answer(CONVERSATIONS, 0.0, SEEDS) == expected
         assert model.generation_config is leaky
     finally:
         model.generation_config = before
@@ -131,12 +131,19 @@ def test_a_prompt_that_fills_the_window_is_a_failure_of_that_row_alone(tokenizer
 
 def test_the_weights_hash_notices_any_parameter(tokenizer):
     model = tiny_model(tokenizer)
-    before = LocalModel(model, tokenizer, 4).describe()
+    before = parameters_sha256(model)
+    assert parameters_sha256(model) == before
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.mul_(1.0001)
-    after = LocalModel(model, tokenizer, 4).describe()
-    assert before.pop("weights_sha256") != after.pop("weights_sha256")
-    assert before == after
+    assert parameters_sha256(model) != before
+
+
+def test_a_token_past_the_embedding_is_told(tokenizer):
+    from support import tiny
+
+    small = tiny.tiny_llama(100)
+    with pytest.raises(InputError, match="embedding has 100 rows"):
+        LocalModel(small, tokenizer, 4).answer(CONVERSATIONS, 0.0, SEEDS)
 
 
 def test_a_tokenizer_without_a_template_is_refused(model, tokenizer):

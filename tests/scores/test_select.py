@@ -1,14 +1,13 @@
 """select and layers on files that score wrote."""
 
 import csv
-import dataclasses
 import json
 
 import matplotlib.image
 import numpy as np
 import pytest
 
-from ctxaware.data.conversations import read_conversations, write_conversations
+from ctxaware.data.conversations import fingerprint_messages, read_conversations, write_conversations
 from ctxaware.errors import InputError
 from ctxaware.scores import shards
 from ctxaware.scores.formula import TurnScore
@@ -32,7 +31,8 @@ def write_scores(path, layers=(15,), drop=()):
         for turn in range(len(c["messages"]) // 2)
         for layer in layers
     ]
-    shards._write_tables(path, [shards._table(turns, manifest)], {}, manifest)
+    fingerprints = {c["id"]: fingerprint_messages(c["messages"]) for c in CONVERSATIONS}
+    shards._write_tables(path, [shards._table(turns, fingerprints, manifest)], {}, manifest)
     return path
 
 
@@ -73,7 +73,7 @@ def test_instruction_lengths_are_of_each_instruction_alone(data, tmp_path):
     assert set(read_scores(write_scores(tmp_path / "s.parquet"))[15].instruction_tokens) == {10}
 
 
-@pytest.mark.parametrize("change", ["other scores", "other data", "unequal turns"])
+@pytest.mark.parametrize("change", ["other scores", "other data", "unequal turns", "another message"])
 def test_scores_of_other_data_are_refused_and_nothing_is_written(data, tmp_path, change):
     scores = write_scores(tmp_path / "s.parquet", drop=("c4",) if change == "other scores" else ())
     if change == "other data":
@@ -81,7 +81,14 @@ def test_scores_of_other_data_are_refused_and_nothing_is_written(data, tmp_path,
     if change == "unequal turns":
         shorter = [*CONVERSATIONS[:-1], {**CONVERSATIONS[-1], "messages": CONVERSATIONS[-1]["messages"][:2]}]
         write_conversations(data, shorter)
-    with pytest.raises(InputError, match=r"score all of|pass the data that was scored"):
+    if change == "another message":
+        other = {
+            **CONVERSATIONS[4],
+            "messages": [{"role": "user", "content": "user 4!"}, CONVERSATIONS[4]["messages"][1]],
+        }
+        write_conversations(data, [*CONVERSATIONS[:4], other, *CONVERSATIONS[5:]])
+    reason = r"score all of|pass the data that was scored|messages of conversation 'c4' are not those that were scored"
+    with pytest.raises(InputError, match=reason):
         select(data, scores, tmp_path / "out", threshold=0.6, percent=None)
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -114,11 +121,11 @@ def test_one_layer_has_nothing_to_compare(tmp_path):
 def test_a_file_that_is_no_score_file_is_refused(data, tmp_path):
     with pytest.raises(InputError, match="no score file"):
         read_scores(data / "conversations.parquet")
+    scores = write_scores(tmp_path / "s.parquet")
+    content = bytearray(scores.read_bytes())
+    content[40] ^= 255
+    scores.write_bytes(content)
+    with pytest.raises(InputError, match="is damaged"):
+        read_scores(scores)
     with pytest.raises(InputError, match="does not exist; make it with ctxaware score"):
         read_scores(tmp_path / "none.parquet")
-
-
-def test_the_manifest_tells_differences_in_words():
-    manifest = shards.Manifest("d", "", 1, "m", None, "", [1], 1, 1, "", "", {})
-    assert manifest.difference(dataclasses.asdict(manifest)) == ""
-    assert manifest.difference({**dataclasses.asdict(manifest), "layers": [2]}) == "layers [2] (now [1])"

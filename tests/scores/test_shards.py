@@ -1,5 +1,6 @@
 """Runs as a user starts them: killed, repeated, refused, with a full disk, and in two processes."""
 
+import contextlib
 import json
 import os
 import resource
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from accelerate import PartialState
 from support.chats import CHATML, make_tokenizer, sharp_llama
 
 from ctxaware.data.conversations import write_conversations
 from ctxaware.errors import InputError
+from ctxaware.scores import run as score_run
 from ctxaware.scores import shards
 from ctxaware.scores.run import ScoreRun, score_file
 
@@ -82,7 +86,14 @@ def undisturbed(place):
 
 def test_the_file_has_the_columns_and_says_how_it_was_made(place, undisturbed):
     table = pq.read_table(undisturbed)
-    assert table.column_names == ["conversation_id", "turn", "score", "response_tokens", "user_tokens"]
+    assert table.column_names == [
+        "conversation_id",
+        "turn",
+        "score",
+        "response_tokens",
+        "user_tokens",
+        "messages_sha256",
+    ]
     assert table["conversation_id"].to_pylist()[:4] == ["c0", "c1", "c1", "c2"]
     assert table["turn"].to_pylist()[:7] == [0, 0, 1, 0, 1, 2, 0]
     assert all(0 < s < 1 for s in table["score"].to_pylist() if s is not None)
@@ -106,7 +117,7 @@ def test_a_finished_run_is_not_repeated_and_other_arguments_are_refused(place, u
     before = undisturbed.read_bytes()
     monkeypatch.setattr(shards, "write_shards", lambda *_: pytest.fail("scored again"))
     score_file(run(place, undisturbed))
-    with pytest.raises(InputError, match=r"was made with layers \[1\] \(now \[2\]\); choose another --out"):
+    with pytest.raises(InputError, match=r"was made with layers \[1\] \(now \[2\]\); choose another output"):
         score_file(run(place, undisturbed, layer="2"))
     with pytest.raises(InputError, match="max_length 300"):
         score_file(run(place, undisturbed, max_length=299))
@@ -137,11 +148,48 @@ def test_stopped_after_any_shard_the_result_is_the_same_and_no_shard_is_done_twi
     monkeypatch.setattr(shards, "_write_tables", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         score_file(run(place, out))
-    with pytest.raises(InputError, match=r"unfinished run .* was started with layers \[1\] \(now \[0, 1\]\)"):
+    with pytest.raises(InputError, match=r"scores.parquet.parts holds a run with layers \[1\] \(now \[0, 1\]\)"):
         score_file(run(place, out, layer="0,1"))
     score_file(run(place, out))
     assert out.read_bytes() == undisturbed.read_bytes()
     assert scored == [f"shard-{k:06d}.parquet" for k in range(5)] + ["scores.parquet"]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut off", "of another run"])
+def test_a_damaged_shard_is_scored_again(place, tmp_path, damage):
+    out, whole = tmp_path / "scores.parquet", tmp_path / "whole.parquet"
+    short = run(place, out, limit=3)
+    score_file(run(place, whole, limit=3))
+    with shards.claimed(out, score_run._manifest(short, torch.device("cpu")), PartialState(cpu=True)):
+        pass
+    shard = shards.parts_folder(out) / "shard-000000.parquet"
+    content = bytearray(whole.read_bytes())
+    if damage == "flipped":
+        content[30] ^= 255  # inside the first page, which the metadata at the end do not cover
+    elif damage == "of another run":
+        score_file(run(place, tmp_path / "other.parquet", limit=3, layer="2"))
+        content = (tmp_path / "other.parquet").read_bytes()
+    shard.write_bytes(content[:400] if damage == "cut off" else content)
+    score_file(short)
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_a_lock_file_that_is_a_link_does_not_empty_its_target(place, tmp_path):
+    (tmp_path / "thesis.tex").write_text("three years")
+    (tmp_path / "scores.parquet.parts").mkdir()
+    (tmp_path / "scores.parquet.parts" / "lock").symlink_to(tmp_path / "thesis.tex")
+    with contextlib.suppress(InputError):
+        score_file(run(place, tmp_path / "scores.parquet", limit=3))
+    assert (tmp_path / "thesis.tex").read_text() == "three years"
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"configuration": {"layers"'])
+def test_a_damaged_manifest_is_one_line(place, tmp_path, content):
+    parts = tmp_path / "scores.parquet.parts"
+    parts.mkdir()
+    (parts / "run.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"run.json says how .*parts was made, and can't be read .*; restore it"):
+        score_file(run(place, tmp_path / "scores.parquet", limit=3))
 
 
 def test_changed_data_or_weights_under_the_same_name_are_refused(place, undisturbed, tmp_path):
@@ -159,9 +207,10 @@ def test_changed_data_or_weights_under_the_same_name_are_refused(place, undistur
 def test_two_runs_at_once_do_not_write_into_each_other(place, tmp_path):
     out = tmp_path / "scores.parquet"
     manifest = shards.Manifest("d", "", 1, "m", None, "", [1], 1, 1, "", "", {})
-    with shards.claimed(out, manifest) as todo:
+    state = PartialState(cpu=True)
+    with shards.claimed(out, manifest, state) as todo:
         assert todo == [0]
-        with pytest.raises(InputError, match="another run is writing"), shards.claimed(out, manifest):
+        with pytest.raises(InputError, match="another process is writing"), shards.claimed(out, manifest, state):
             pass
 
 
