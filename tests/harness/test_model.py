@@ -15,6 +15,7 @@ from support.architectures import CONFIGS, random_model
 
 from ctxaware import ContextLM
 from ctxaware.errors import InputError
+from ctxaware.harness.indicator import IndicatorMixin
 from ctxaware.harness.paths import tasks_folder
 from ctxaware.harness.prefix_cache import PrefixCache
 from ctxaware.indicator.token import add_indicator, indicator_id
@@ -441,3 +442,22 @@ def test_kept_prompts_of_marked_and_plain_runs_are_apart(folder):
         for indicator in ("never", "always")
     }
     assert len(names) == 2
+
+
+def test_the_indicator_is_a_mix_in_for_any_back_end(folder):
+    class MarkingHF(IndicatorMixin, HFLM):
+        pass
+
+    lm = MarkingHF(pretrained=str(folder), device="cpu", indicator="always")
+    (ids,) = sent(lm, evaluate(lm, ["squad_contain"], limit=1), "squad_contain")
+    assert ids.count(indicator_id(lm.tokenizer)) == 1
+    assert lm.get_model_info()["indicator"] == "always"
+
+
+def test_the_vllm_model_is_the_harness_s_with_the_mix_in():
+    pytest.importorskip("vllm", reason="vLLM is not installed here")
+    from lm_eval.models.vllm_causallms import VLLM
+
+    from ctxaware.harness.vllm import ContextVLLM
+
+    assert ContextVLLM.__mro__[1:3] == (IndicatorMixin, VLLM)
