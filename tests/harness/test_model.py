@@ -348,6 +348,18 @@ def test_every_call_of_the_model_is_inside_around_call_which_knows_its_keys(make
             assert prompt.text in prompts() or prompt.text == ""
 
 
+def test_prompts_share_as_far_as_a_sub_class_says(make):
+    class KeepsApart(ContextLM):
+        def cache_key(self, input_ids, text):
+            return tuple((i, text) for i in input_ids)
+
+    lm = make(KeepsApart)
+    lm.generate_until(to_generate(), disable_tqdm=True)
+    assert lm.n_prompt_tokens["asked"] - lm.n_prompt_tokens["computed"] < len(
+        lm.tok_encode(prompts()[4])
+    )  # it is twice
+
+
 def test_messages_behind_a_prompt(make):
     lm = make(Watching, indicator="always")
     results = evaluate(lm, ["nih_ctx_prefix"], limit=1)
