@@ -29,12 +29,6 @@ def whole_file(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
-    with whole_file(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
-
-
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder beside `path` to fill; renamed to `path` at the end, removed on an error.
@@ -81,11 +75,20 @@ def output_file(path: Path) -> Iterator[Path]:
         raise InputError(f"can't write {path}: {error.strerror or error}; make room or choose another place") from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all.
+
+    Raises:
+        InputError: the disk is full or the place can't be written to.
+    """
+    with output_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all.
 
     Raises:
         InputError: the disk is full or the place can't be written to.
     """
-    with output_file(path) as beside:
-        beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -10,6 +10,7 @@ from typing import Any
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from ctxaware.errors import InputError
+from ctxaware.runs.secrets import redacted
 from ctxaware.scores.formula import DEFAULT_LAYER
 from ctxaware.scores.select import DEFAULT_THRESHOLD
 
@@ -67,6 +68,18 @@ class TrainingConfig(SFTConfig):
     save_steps: float = field(default=0.1, metadata={"help": "Steps between checkpoints; below 1 a share of all."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false."})
+    hub_strategy: str = field(default="end", metadata={"help": "Must stay end: the finished model alone is pushed."})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments for a file or a tracker: without secrets."""
+        special_tokens = {
+            name: getattr(self, name) for name in ("eos_token", "pad_token")
+        }  # no secrets: TRL hides them
+        return redacted(super().to_dict() | special_tokens)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What `training_args.bin` holds: no secrets either."""
+        return redacted(vars(self), instead=None)
 
 
 @dataclass
@@ -105,7 +118,8 @@ def parse_arguments(*own: type, argv: Sequence[str] | None = None) -> Arguments:
     except ValueError as error:
         raise InputError(f"the arguments don't fit together: {error}") from error
     if left:
-        raise InputError(f"unknown argument {' '.join(left)}; --help lists them all")
+        names = [word.partition("=")[0] for word in left if word.startswith("-")]  # a value may be a secret
+        raise InputError(f"unknown argument {' '.join(names or left)}; --help lists them all")
     run, training, model, *indicator = parsed
     if run.data is None or model.model_name_or_path is None:
         raise InputError(
@@ -127,6 +141,7 @@ _REFUSED = {
     "resume_from_checkpoint": "the same command takes up its run from the newest complete checkpoint by itself",
     "save_only_model": "such a checkpoint could not be taken up; leave it out",
     "trust_remote_code": "only models that transformers knows are trained",
+    "hub_strategy": "the finished model alone is pushed",
     "eval_strategy": "the recipes hold no data out; evaluate what they save with lm_eval",
 }
 

@@ -67,12 +67,12 @@ def claim_output(output_dir: Path, configuration: dict[str, Any]) -> bool:
     """
     refuse_foreign_folder(output_dir)
     stored = read_manifest(output_dir / RUN, output_dir)
-    if stored and not stored.get(FINISHED) and not any(output_dir.glob("checkpoint-*")):
-        if describe_difference(stored[CONFIGURATION], configuration):
-            for name in DERIVED:
-                shutil.rmtree(output_dir / name, ignore_errors=True)  # a file is left by it
-                (output_dir / name).unlink(missing_ok=True)
-            write_manifest(output_dir / RUN, {CONFIGURATION: configuration})
+    is_new = stored and not stored.get(FINISHED) and not any(output_dir.glob("checkpoint-*"))
+    if stored and is_new and describe_difference(stored[CONFIGURATION], configuration):
+        for name in DERIVED:
+            shutil.rmtree(output_dir / name, ignore_errors=True)  # a file is left by it
+            (output_dir / name).unlink(missing_ok=True)
+        write_manifest(output_dir / RUN, {CONFIGURATION: configuration})
     return bool(claim(output_dir / RUN, configuration, output_dir).get(FINISHED))
 
 
