@@ -8,11 +8,11 @@ from pathlib import Path
 from ctxaware import __version__
 from ctxaware.chat import n_instructions
 from ctxaware.data.cleaning import COUNTS
-from ctxaware.data.conversations import BrokenFileError, find_file, read_records, write_conversations
+from ctxaware.data.conversations import FORMATS, STEM, BrokenFileError, find_file, read_records, write_conversations
 from ctxaware.data.releases import DATASETS, clean
 from ctxaware.data.sources import HUB, load_from_hub
 from ctxaware.errors import InputError
-from ctxaware.runs.files import write_json
+from ctxaware.runs.files import refuse_own_input, write_json
 from ctxaware.runs.progress import progress_bar
 
 STATISTICS = "statistics.json"
@@ -38,7 +38,7 @@ def prepare_dataset(run: PrepareRun) -> dict:
         The statistics, as in `statistics.json`.
 
     Raises:
-        InputError: the source is none, of another shape, or broken in the middle.
+        InputError: the source is none, of another shape, broken in the middle, or would be overwritten.
     """
     if run.dataset not in DATASETS:
         raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {run.dataset!r}; pass --dataset")
@@ -46,6 +46,8 @@ def prepare_dataset(run: PrepareRun) -> dict:
     n_tokens = _token_counter(run.tokenizer)
     with progress_bar(f"preparing {run.dataset}", 100) as advance:
         records = _Records(run, advance)
+        if records.file:
+            refuse_own_input(run.out, [run.out, *output_files(run.out)], [Path(run.source), records.file])
         conversations = clean(records, run.dataset, counts)
         file = write_conversations(run.out, _summed(conversations, sums, n_tokens), run.kind)
     statistics = {
@@ -66,6 +68,11 @@ def prepare_dataset(run: PrepareRun) -> dict:
         raise InputError(f"no conversation is left of the {records.n} records of {records.source}; is --dataset right?")
     write_json(run.out / STATISTICS, statistics)
     return statistics
+
+
+def output_files(folder: Path) -> list[Path]:
+    """What `prepare_dataset` writes into its folder, or removes there."""
+    return [folder / f"{STEM}.{kind}" for kind in FORMATS] + [folder / STATISTICS]
 
 
 class _Records:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +92,20 @@ def write_json(path: Path, value: Any) -> None:
         InputError: the disk is full or the place can't be written to.
     """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def refuse_own_input(output: Path, written: Iterable[Path], read: Iterable[Path]) -> None:
+    """Refuse to write over what is read, however the paths are spelt: links are followed.
+
+    Args:
+        output: the file or folder that was asked for; named in the error.
+        written: what would be written or removed.
+        read: files and folders.
+
+    Raises:
+        InputError: one of `written` is one of `read`.
+    """
+    for source in read:
+        for target in written:
+            if target.exists() and source.exists() and target.samefile(source):
+                raise InputError(f"writing to {output} would overwrite {source}, which is read; choose another output")

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from ctxaware import plots
-from ctxaware.data.conversations import write_conversations
+from ctxaware.data.conversations import FORMATS, STEM, find_file, write_conversations
 from ctxaware.errors import InputError
 from ctxaware.indicator.marking import mark_messages
-from ctxaware.runs.files import write_json
+from ctxaware.runs.files import refuse_own_input, write_json
 from ctxaware.scores.table import Scores, aligned, read_one_layer
 
 HISTOGRAM, LENGTHS, STATISTICS = "scores.png", "instruction_lengths.png", "statistics.json"
@@ -35,8 +35,11 @@ def select(
     """Mark the context-dependent instructions of `data`, and write them with statistics and pictures into `out`.
 
     Raises:
-        InputError: the scores are of other data or of several layers, or an option is wrong.
+        InputError: the scores are of other data or of several layers, an option is wrong, or `out` would overwrite
+            what is read.
     """
+    outputs = [out / name for name in (*(f"{STEM}.{kind}" for kind in FORMATS), STATISTICS, HISTOGRAM, LENGTHS)]
+    refuse_own_input(out, [out, *outputs], [data, find_file(data), scores_file])
     layer, scores = read_one_layer(scores_file, layer)
     chosen = select_turns(scores.values, threshold=threshold, percent=percent)
     if percent is not None:

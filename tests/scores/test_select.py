@@ -93,6 +93,24 @@ def test_scores_of_other_data_are_refused_and_nothing_is_written(data, tmp_path,
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("through", ["the folder", "the file", "a link", "its scores"])
+def test_a_selection_does_not_overwrite_what_it_reads(data, tmp_path, through):
+    scores, given = write_scores(tmp_path / "s.parquet"), data
+    out = {"a link": tmp_path / "link"}.get(through, data)
+    if through == "a link":
+        out.symlink_to(data)
+    elif through == "the file":
+        given = data / "conversations.parquet"
+    elif through == "its scores":
+        out = tmp_path / "out"
+        out.mkdir()
+        scores = scores.rename(out / "conversations.jsonl")
+    before = {path: path.read_bytes() for path in (*data.iterdir(), scores)}
+    with pytest.raises(InputError, match=r"writing to .* would overwrite .*, which is read; choose another output"):
+        select(given, scores, out, threshold=0.6, percent=None)
+    assert {path: path.read_bytes() for path in (*data.iterdir(), scores)} == before
+
+
 def test_scores_of_several_layers_need_a_layer(data, tmp_path):
     scores = write_scores(tmp_path / "s.parquet", layers=(3, 15))
     with pytest.raises(InputError, match=r"layers \[3, 15\]; pass --layer"):
