@@ -120,25 +120,32 @@ def _forms(text: str, position: int, content: str) -> Iterator[str]:
             yield from (head[i:] + core + tail[:n] for n in range(len(tail), -1, -1))
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, rendered: Rendered, max_length: int | None = None) -> Tokenized:
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase,
+    rendered: Rendered,
+    max_length: int | None = None,
+    add_special_tokens: bool = False,
+) -> Tokenized:
     """Tokenise a rendered conversation and say which message each token belongs to.
 
     A token belongs to a message when its character range overlaps the content's. Of a special token only
     its own text counts: one that takes white space beside it (`<|user|>` with `rstrip`) stays the
-    template's, even where that white space is the message's. No special tokens are added: they are there
-    if the template writes them.
+    template's, even where that white space is the message's.
 
     Args:
         tokenizer: a fast tokenizer (slow ones give no character ranges).
         rendered: from `render`.
         max_length: tokens to keep from the start; None for all.
+        add_special_tokens: whether the tokenizer adds its own (BOS), which belong to nobody; a template writes them.
 
     Raises:
         InputError: the tokenizer is not a fast one, or its character ranges leave out a message.
     """
     if not tokenizer.is_fast:
         raise InputError(f"tokenizer {tokenizer.name_or_path!r} is not a fast one; character ranges need a fast one")
-    encoding = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
+    encoding = tokenizer(
+        rendered.text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, verbose=False
+    )
     ids = np.array(encoding["input_ids"][:max_length], dtype=np.int64)
     offsets = np.array(encoding["offset_mapping"][:max_length], dtype=np.int64).reshape(-1, 2)
     _without_outer_space(rendered.text, ids, offsets, _special_ids(tokenizer))

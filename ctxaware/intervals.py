@@ -6,8 +6,8 @@ interval then has no width. And flips are rare and go mostly one way, so the spr
 spread that was seen. The score test answers the last two: its variance is that of the distribution nearest to the data
 (in likelihood) among those with the hypothesised mean between the two bounds. For 0/1 scores this is Wilson's interval,
 for paired 0/1 scores Tango's (Statistics in Medicine 17, 1998), and against zero it is McNemar's test. Clusters enlarge
-the variance by their design effect (Rao and Scott, Biometrics 48, 1992), estimated by leaving out one cluster at a time,
-and the quantiles are those of Student's t for the number of clusters.
+the variance by their design effect (Rao and Scott, Biometrics 48, 1992), estimated by leaving out one cluster at a
+time, and the quantiles are those of Student's t for the number of clusters.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -188,6 +188,31 @@ def mean_interval(
 ) -> Interval:
     """The mean of bounded values with a confidence interval; arguments as those of `BoundedMean`."""
     return BoundedMean(values, clusters, bounds).interval(confidence)
+
+
+def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Interval:
+    """The mean of measurements with Student's t interval, without bounds where there is a single one.
+
+    For measurements on a continuous scale, whose spread the sample shows: shares of attention, or differences of such.
+    Scores need `mean_interval`, which allows for answers that were not seen.
+
+    Args:
+        values: independent of each other; for a paired comparison, the differences.
+        confidence: 0–1.
+
+    Raises:
+        ValueError: no values.
+    """
+    from scipy.special import stdtrit
+
+    data = np.asarray(values, dtype=float)
+    if data.size == 0:
+        raise ValueError("a mean needs at least one value, got none")
+    mean, n = float(data.mean()), int(data.size)
+    if n == 1:
+        return Interval(mean, float("nan"), float("nan"), 1)
+    half = float(stdtrit(n - 1, (1 + confidence) / 2) * data.std(ddof=1) / np.sqrt(n))
+    return Interval(mean, mean - half, mean + half, n)
 
 
 @dataclass(frozen=True)

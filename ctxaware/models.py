@@ -1,30 +1,45 @@
-"""Loading a model and its tokenizer, with a user's mistakes as one line."""
+"""Loading a model and its tokenizer: a user's mistake is one line, and no code that comes with a model ever runs."""
 
 import hashlib
+import pickle
+import re
+import warnings
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ctxaware.errors import InputError
 
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig, PeftModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+HASHED_WHOLE = 1 << 30  # bytes; of a larger file `model_fingerprint` reads blocks
+_N_BLOCKS, _BLOCK = 4096, 1 << 16
+_SHOWN = 300  # characters of a library's error
 
 
-def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False):
+def load_tokenizer(
+    name: str, revision: str | None = None, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
     """A transformers tokenizer.
 
     Raises:
-        InputError: there is none under that name.
+        InputError: there is none under that name, or it needs code of its own.
     """
     from transformers import AutoTokenizer
 
     return _loaded(AutoTokenizer, "tokenizer", name, revision=revision, trust_remote_code=trust_remote_code)
 
 
-def load_config(name: str, revision: str | None = None, trust_remote_code: bool = False):
+def load_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> "PretrainedConfig":
     """A model's configuration, an adapter's being that of its base: what can be known before weights are loaded.
 
     Raises:
-        InputError: there is none under that name.
+        InputError: there is none under that name, or it needs code of its own.
     """
     from transformers import AutoConfig
 
@@ -33,7 +48,9 @@ def load_config(name: str, revision: str | None = None, trust_remote_code: bool 
     return _loaded(AutoConfig, "model", name, revision=revision, trust_remote_code=trust_remote_code)
 
 
-def load_model(name: str, revision: str | None, dtype, device):
+def load_model(
+    name: str, revision: str | None, dtype: "torch.dtype | str", device: "torch.device | str"
+) -> "PreTrainedModel":
     """A causal language model in evaluation mode on `device`; an adapter is merged into its base.
 
     Args:
@@ -43,29 +60,85 @@ def load_model(name: str, revision: str | None, dtype, device):
         device: a torch device.
 
     Raises:
-        InputError: there is no such model.
+        InputError: there is no such model, it needs code of its own, or its weights don't fit its configuration.
     """
+    adapter = _adapter(name, revision)
+    if adapter is None:
+        return _load_weights(name, revision, dtype).to(device).eval()
+    base = _load_weights(adapter.base_model_name_or_path, adapter.revision, dtype).to(device)
+    return load_adapter(base, name, revision).merge_and_unload().eval()
+
+
+def load_adapter(model: "PreTrainedModel", name: str, revision: str | None = None) -> "PeftModel":
+    """A PEFT adapter put on `model`, not merged, in evaluation mode.
+
+    Raises:
+        InputError: there is no such adapter, it doesn't fit the model, lacks weights, or is not in safetensors.
+    """
+    if _adapter(name, revision) is None:
+        raise InputError(f"{name!r} is no adapter: it has no adapter_config.json; pass an adapter's folder or hub name")
+    if _file(name, "adapter_model.safetensors", revision) is None:
+        raise InputError(
+            f"adapter {name!r} has no adapter_model.safetensors; pickled weights are not loaded, convert it"
+        )
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys")  # PEFT would leave them as initialised
+        return _loaded(PeftModel, "adapter", name, of=model, revision=revision).eval()
+
+
+def _load_weights(name: str, revision: str | None, dtype: "torch.dtype | str") -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
-    adapter = _adapter(name, revision)
-    base, its_revision = (adapter.base_model_name_or_path, adapter.revision) if adapter else (name, revision)
-    model = _loaded(AutoModelForCausalLM, "model", base, revision=its_revision, dtype=dtype).to(device)
-    if adapter:
-        from peft import PeftModel
+    kernel = str(load_config(name, revision)._attn_implementation or "")
+    if "/" in kernel:
+        raise InputError(
+            f"model {name!r} names an attention kernel of a hub ({kernel}), which is code that is never run here; "
+            "take attn_implementation out of its config.json"
+        )
+    model, info = _loaded(
+        AutoModelForCausalLM,
+        "model",
+        name,
+        revision=revision,
+        trust_remote_code=False,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # reported below, in one line
+    )
+    _check_weights(name, model.state_dict().keys(), info)
+    return model
 
-        model = _loaded(PeftModel, "adapter", name, of=model, revision=revision).merge_and_unload()
-    return model.eval()
+
+def _check_weights(name: str, expected: Iterable[str], info: dict[str, Any]) -> None:
+    """Transformers initialises at random what the files lack, and ignores what the configuration leaves out."""
+    shapes = {re.sub(r"\d+", "N", key) for key in expected}  # names, whatever the layer's number
+    problems = {
+        "has no weights for {}": info["missing_keys"],
+        "has weights of another shape than config.json says for {}": [key for key, *_ in info["mismatched_keys"]],
+        "has weights that config.json leaves out: {}": [
+            key for key in info["unexpected_keys"] if re.sub(r"\d+", "N", key) in shapes
+        ],
+    }
+    for problem, keys in problems.items():
+        if keys:
+            first = min(keys, key=lambda key: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", key)])
+            raise InputError(
+                f"model {name!r} {problem.format(f'{len(keys)} of its parameters, as {first}')}; "
+                "restore its weights or its config.json"
+            )
 
 
-def _adapter(name: str, revision: str | None):
+def _adapter(name: str, revision: str | None) -> "PeftConfig | None":
     """PEFT's configuration where `name` is an adapter, else None."""
     from transformers.utils import find_adapter_config_file
 
     try:
-        found = find_adapter_config_file(name, revision=revision)
+        file = find_adapter_config_file(name, revision=revision)
     except (OSError, ValueError):  # no such name: what loads a model says so
         return None
-    if found is None:
+    if file is None:
         return None
     if find_spec("peft") is None:
         raise InputError(f"{name} is an adapter, which needs the package peft; run: pip install 'ctxaware[train]'")
@@ -74,17 +147,46 @@ def _adapter(name: str, revision: str | None):
     return _loaded(PeftConfig, "adapter", name, revision=revision)
 
 
-def _loaded(kind, what: str, name: str, of=None, **kwargs):
+def has_tokenizer(name: str, revision: str | None = None) -> bool:
+    """Whether a folder or a hub name holds a tokenizer: most adapters don't."""
+    return _file(name, "tokenizer_config.json", revision) is not None
+
+
+def _file(name: str, file: str, revision: str | None) -> str | None:
+    """Where `file` of a folder or a hub name lies on this machine; None where there is none."""
+    from transformers.utils import cached_file
+
+    try:
+        return cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError):
+        return None
+
+
+def _loaded(kind: Any, what: str, name: str, of: Any = None, **kwargs: Any) -> Any:
+    """`kind.from_pretrained`, with whatever a broken file makes the libraries raise as one line."""
+    import torch
+    from safetensors import SafetensorError
+
     try:
         return kind.from_pretrained(*([] if of is None else [of]), name, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, UserWarning),
+        *(SafetensorError, pickle.UnpicklingError),
+    ) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{what} {name!r} needs code of its own (auto_map), which is never run here; "
+                "pass one that transformers itself knows"
+            ) from error
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"can't load {what} {name!r}: {cause} - pass a hub name or the path of a model folder"
+            f"can't load {what} {name!r}: {cause[:_SHOWN]} - pass a hub name or the path of a model folder"
         ) from error
 
 
-def choose_dtype(name: str, device):
+def choose_dtype(name: str, device: "torch.device") -> "torch.dtype":
     """The torch dtype that `name` stands for; "auto" is bfloat16 on a CUDA device that has it, else float32.
 
     Raises:
@@ -99,17 +201,60 @@ def choose_dtype(name: str, device):
     return getattr(torch, name)
 
 
-def resolved_revision(name: str, config) -> str | None:
-    """What identifies the weights: the hub's commit, or for a folder a hash of its files' sizes and both ends."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return getattr(config, "_commit_hash", None)
+def model_fingerprint(name: str, revision: str | None = None) -> str:
+    """What identifies a model's weights, configuration and tokenizer; of an adapter also those of its base.
+
+    Raises:
+        InputError: there is no such model, or a file of it can't be read.
+    """
+    own = files_fingerprint(name, revision)
+    if (adapter := _adapter(name, revision)) is None:
+        return own
+    return f"{own} on {files_fingerprint(adapter.base_model_name_or_path, adapter.revision)}"
+
+
+def files_fingerprint(name: str, revision: str | None = None) -> str:
+    """What identifies the files of a model or an adapter alone.
+
+    The hub's commit, or for a folder a hash of its files: whole up to `HASHED_WHOLE` bytes, of a larger file its size
+    and 4,096 blocks of 64 KiB spread evenly, among them both ends. Training changes far more than lies between two.
+    Not in it: hidden files, sub-folders, and `.md` files.
+
+    Raises:
+        InputError: there is no such model, or a file of it can't be read.
+    """
+    return _folder_hash(Path(name)) if Path(name).is_dir() else _commit(name, revision)
+
+
+def _commit(name: str, revision: str | None) -> str:
+    from transformers.utils.hub import extract_commit_hash
+
+    file = _file(name, "adapter_config.json" if _adapter(name, revision) else "config.json", revision)
+    if (commit := extract_commit_hash(file, None)) is None:
+        load_config(name, revision)  # says what is wrong
+        raise InputError(f"model {name!r} has no commit by which it could be recognised; pass a folder")
+    return commit
+
+
+def _folder_hash(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with open(path, "rb") as file:
-            digest.update(file.read(1 << 20))
-            file.seek(max(0, size - (1 << 20)))
-            digest.update(file.read())
+    try:
+        for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
+            if path.suffix == ".md":
+                continue
+            size = path.stat().st_size
+            digest.update(f"{path.name}\0{size}\0".encode(errors="surrogateescape"))
+            with path.open("rb") as file:
+                for start, length in _blocks(size):
+                    file.seek(start)
+                    digest.update(file.read(length))
+    except OSError as error:
+        raise InputError(f"can't read {error.filename or folder}: {error.strerror}; restore the model") from error
     return f"sha256:{digest.hexdigest()[:32]}"
+
+
+def _blocks(size: int) -> Iterable[tuple[int, int]]:
+    """Where to read, and how many bytes."""
+    if size <= HASHED_WHOLE:
+        return ((start, 1 << 24) for start in range(0, size, 1 << 24))
+    return (((size - _BLOCK) * i // (_N_BLOCKS - 1), _BLOCK) for i in range(_N_BLOCKS))

@@ -1,41 +1,21 @@
-"""Lets `lm_eval` find ctxaware's tasks without `--include_path`, until it reads entry points by itself.
+"""Lets `lm_eval` find ctxaware's tasks and models with no flag, until it reads entry points by itself.
 
-Installed at the top of site-packages and imported at start-up through `ctxaware_discovery.pth`.
-It adds one finder that waits for `lm_eval.tasks._index` and otherwise does nothing; names that the
-harness already knows (through the entry point `lm_eval.tasks`, `--include_path` or a task of the
-user's own) are left alone. CTXAWARE_NO_DISCOVERY=1 switches it off.
+Installed at the top of site-packages and imported at start-up through `ctxaware_discovery.pth`. It adds one finder
+that waits for the harness's task index and its list of models and otherwise does nothing; names that the harness
+already knows (through the entry points `lm_eval.tasks` and `lm_eval.models`, `--include_path` or a user's own) are
+left alone. CTXAWARE_NO_DISCOVERY=1 switches it off.
 """
 
 import os
 import sys
 
-
-class _Finder:
-    """Patches the task index the moment it is imported."""
-
-    target = "lm_eval.tasks._index"
-
-    @classmethod
-    def find_spec(cls, name, path=None, module=None):
-        if name != cls.target:
-            return None
-        sys.meta_path.remove(cls)  # the module is found by whoever finds it without us
-        import importlib.util
-
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            return spec
-        exec_module = spec.loader.exec_module
-
-        def exec_and_extend(module):
-            exec_module(module)
-            _extend(module)
-
-        spec.loader.exec_module = exec_and_extend
-        return spec
+MODELS = {  # imported when the harness is asked for one
+    "ctxaware": "ctxaware.harness.model:ContextLM",
+    "ctxaware-vllm": "ctxaware.harness.vllm:ContextVLLM",
+}
 
 
-def _extend(module):
+def _extend_tasks(module):
     from pathlib import Path
 
     if not hasattr(getattr(module, "TaskIndex", None), "build"):
@@ -54,6 +34,44 @@ def _extend(module):
         return index
 
     module.TaskIndex.build = staticmethod(build_with_ctxaware)
+
+
+def _extend_models(module):
+    try:
+        from lm_eval.api.registry import model_registry
+
+        for name, target in MODELS.items():
+            if name not in model_registry:
+                model_registry.register(name, target=target)
+    except (ImportError, AttributeError, TypeError):
+        return  # another release of the harness: better not found than in the way
+
+
+class _Finder:
+    """Extends each of the harness's modules the moment it is imported."""
+
+    waiting = {"lm_eval.tasks._index": _extend_tasks, "lm_eval.models": _extend_models}  # noqa: RUF012
+
+    @classmethod
+    def find_spec(cls, name, path=None, module=None):
+        extend = cls.waiting.pop(name, None)  # the module is found by whoever finds it without us
+        if extend is None:
+            return None
+        if not cls.waiting:
+            sys.meta_path.remove(cls)
+        import importlib.util
+
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        exec_module = spec.loader.exec_module
+
+        def exec_and_extend(module):
+            exec_module(module)
+            extend(module)
+
+        spec.loader.exec_module = exec_and_extend
+        return spec
 
 
 if not os.environ.get("CTXAWARE_NO_DISCOVERY"):

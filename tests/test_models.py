@@ -1,12 +1,14 @@
+import json
 import shutil
 
 import pytest
 import torch
 from support import tiny
 
+from ctxaware import models
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import add_indicator
-from ctxaware.models import load_config, load_model, load_tokenizer
+from ctxaware.models import load_config, load_model, load_tokenizer, model_fingerprint
 
 
 @pytest.fixture
@@ -52,3 +54,148 @@ def test_an_adapter_without_its_base_is_named(adapter):
         load_model(str(folder), None, torch.float32, "cpu")
     with pytest.raises(InputError, match=r"can't load model '.*base'"):
         load_config(str(folder))
+
+
+CODE = "from pathlib import Path\nPath({marker!r}).touch()\n"
+
+
+@pytest.fixture
+def with_code(tmp_path, monkeypatch):
+    """Puts a model's own code into a folder, as `auto_map` names it; its marker says whether it ran. A yes to all."""
+    marker = tmp_path / "the code ran"
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+
+    def plant(folder, file, **auto_map):
+        (folder / "own.py").write_text(CODE.format(marker=str(marker)))
+        content = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps(content | {"auto_map": auto_map} | {"model_type": "own"}))
+        return marker
+
+    return plant
+
+
+def test_a_model_s_own_code_is_refused_in_one_line_and_nobody_is_asked(tmp_path, with_code):
+    folder = tiny.save_model(tmp_path / "m", tiny.byte_level_tokenizer())
+    marker = with_code(folder, "config.json", AutoConfig="own.Config", AutoModelForCausalLM="own.Model")
+    for load in (load_config, lambda name: load_model(name, None, torch.float32, "cpu")):
+        with pytest.raises(InputError, match="needs code of its own") as error:
+            load(str(folder))
+        assert "\n" not in str(error.value)
+    assert not marker.exists()
+
+
+def test_a_tokenizer_s_own_code_is_refused(tmp_path, with_code):
+    folder = tiny.save_model(tmp_path / "m", tiny.byte_level_tokenizer())
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "OwnTokenizer"}))
+    marker = with_code(folder, "tokenizer_config.json", AutoTokenizer=["own.Tokenizer", None])
+    with pytest.raises(InputError, match="needs code of its own"):
+        load_tokenizer(str(folder))
+    assert not marker.exists()
+
+
+def test_an_adapter_on_a_base_with_its_own_code_is_refused(adapter, with_code):
+    _, folder, base, _ = adapter
+    marker = with_code(base, "config.json", AutoConfig="own.Config", AutoModelForCausalLM="own.Model")
+    with pytest.raises(InputError, match="needs code of its own"):
+        load_model(str(folder), None, torch.float32, "cpu")
+    assert not marker.exists()
+
+
+def reconfigure(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_hidden_layers": 5}, r"no weights for 27 .*model\.layers\.2\."),
+        ({"num_hidden_layers": 1}, r"leaves out: 9 .*model\.layers\.1\."),
+        ({"intermediate_size": 48}, "other shape"),
+    ],
+)
+def test_weights_that_do_not_fit_the_configuration_are_an_error(tmp_path, changes, says):
+    folder = tiny.save_model(tmp_path / "m", tiny.byte_level_tokenizer())
+    reconfigure(folder, **changes)
+    with pytest.raises(InputError, match=says):
+        load_model(str(folder), None, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("n_bytes", [0, 5, 4000])
+def test_weights_that_are_cut_off_are_told_in_one_line(tmp_path, n_bytes):
+    folder = tiny.save_model(tmp_path / "m", tiny.byte_level_tokenizer())
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:n_bytes])
+    with pytest.raises(InputError, match="can't load model") as error:
+        load_model(str(folder), None, torch.float32, "cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_that_lacks_weights_is_an_error(adapter):
+    from safetensors.torch import load_file, save_file
+
+    _, folder, _, _ = adapter
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file({k: v for k, v in weights.items() if "layers.1" not in k}, folder / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=r"missing adapter keys.*layers\.1"):
+        load_model(str(folder), None, torch.float32, "cpu")
+
+
+def test_an_adapter_of_pickles_is_refused(adapter):
+    _, folder, _, _ = adapter
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(InputError, match="safetensors"):
+        load_model(str(folder), None, torch.float32, "cpu")
+
+
+def test_a_kernel_of_a_hub_is_code_too(tmp_path):
+    folder = tiny.save_model(tmp_path / "m", tiny.byte_level_tokenizer())
+    reconfigure(folder, attn_implementation="somebody/kernel")
+    with pytest.raises(InputError, match="somebody/kernel"):
+        load_model(str(folder), None, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_fingerprint_notices_a_change_at_any_place_of_the_weights(tmp_path, monkeypatch, whole):
+    folder = tiny.save_model(tmp_path / "m", tiny.byte_level_tokenizer(), hidden_size=64)
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    if not whole:  # tiny blocks of a file that counts as large
+        monkeypatch.setattr(models, "HASHED_WHOLE", 1000)
+        monkeypatch.setattr(models, "_BLOCK", 16)
+    before = model_fingerprint(str(folder))
+    assert model_fingerprint(str(folder)) == before
+    (folder / "README.md").write_text("a card")
+    assert model_fingerprint(str(folder)) == before
+    changed = 1 if whole else 2 * len(content) // models._N_BLOCKS
+    for at in (0, len(content) // 3, len(content) // 2, len(content) - changed):
+        bad = bytes(255 - b for b in content[at : at + changed])
+        weights.write_bytes(content[:at] + bad + content[at + changed :])
+        assert model_fingerprint(str(folder)) != before
+    weights.write_bytes(content)
+    assert model_fingerprint(str(folder)) == before
+    reconfigure(folder, rms_norm_eps=1e-3)
+    assert model_fingerprint(str(folder)) != before
+
+
+def test_a_fingerprint_of_an_adapter_notices_a_change_of_its_base(adapter):
+    _, folder, base, _ = adapter
+    before = model_fingerprint(str(folder))
+    reconfigure(base, rms_norm_eps=1e-3)
+    assert model_fingerprint(str(folder)) != before
+
+
+def test_a_fingerprint_of_no_model_is_told():
+    with pytest.raises(InputError, match="can't load model 'no/such-model'"):
+        model_fingerprint("no/such-model")
+
+
+def test_a_fingerprint_of_a_hub_name_is_its_commit(tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path), raising=False)
+    snapshot = tmp_path / "models--who--m" / "snapshots" / commit
+    tiny.save_model(snapshot, tiny.byte_level_tokenizer())
+    (tmp_path / "models--who--m" / "refs").mkdir()
+    (tmp_path / "models--who--m" / "refs" / "main").write_text(commit)
+    assert model_fingerprint("who/m") == commit

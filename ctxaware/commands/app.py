@@ -1,11 +1,28 @@
 """The `ctxaware` command: gathers the sub-commands and turns a user's mistake into one line."""
 
+import importlib
 import sys
 
 import typer
 
-from ctxaware.commands import demo_model, gap, heatmap, layers, mt_bench, prepare, score, select, tasks_path
 from ctxaware.errors import InputError, print_error
+
+COMMANDS = (  # one module each, in the order in which `--help` lists them
+    "gap",
+    "attention",
+    "heads",
+    "steer",
+    "prepare",
+    "score",
+    "select",
+    "layers",
+    "gate",
+    "report",
+    "heatmap",
+    "mt_bench",
+    "tasks_path",
+    "demo_model",
+)
 
 app = typer.Typer(
     name="ctxaware",
@@ -14,19 +31,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# in the order in which `--help` lists them
-for module in (
-    gap,
-    heatmap,
-    prepare,
-    score,
-    select,
-    layers,
-    mt_bench,
-    tasks_path,
-    demo_model,
-):
-    app.add_typer(module.app)
+for name in COMMANDS:
+    app.add_typer(importlib.import_module(f"ctxaware.commands.{name}").app)
 
 
 def main() -> None:

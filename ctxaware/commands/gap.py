@@ -38,15 +38,13 @@ def gap(
       ctxaware gap --base meta-llama/Llama-2-7b-hf --instruct meta-llama/Llama-2-7b-chat-hf --batch-size 8
       ctxaware gap --instruct "$(ctxaware demo-model)" --source builtin --grid 5x5 --max-context-length 1000
     """
-    import re
-
     from lm_eval.utils import setup_logging, simple_parse_args_string
 
+    from ctxaware.commands.options import parse_grid
     from ctxaware.errors import InputError
     from ctxaware.report import gap as gap_module
 
-    if not (size := re.fullmatch(r"(\d+)x(\d+)", grid)):
-        raise InputError(f"--grid must be LENGTHSxDEPTHS, such as 20x20, got {grid!r}")
+    n_lengths, n_depths = parse_grid(grid)
     if model_backend not in ("hf", "vllm"):
         raise InputError(f"--model-backend must be hf or vllm, got {model_backend!r}")
     setup_logging()
@@ -59,8 +57,8 @@ def gap(
         models={key: name for key, name in models.items() if name},
         tasks=tuple(dict.fromkeys(filter(None, tasks.split(",")))),
         settings={
-            "num_context_lengths": int(size[1]),
-            "num_depths": int(size[2]),
+            "num_context_lengths": n_lengths,
+            "num_depths": n_depths,
             "max_context_length": max_context_length,
             "needle": needle,
             "source": source,

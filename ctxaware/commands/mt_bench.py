@@ -1,13 +1,19 @@
 """MT-Bench: `ctxaware mt-bench answer | judge | show`."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from ctxaware.mt_bench.store import Outcome
+    from ctxaware.mt_bench.summary import Cell, Difference, Results
+
 INCOMPLETE = 3  # exit code where the table is not whole
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 app = typer.Typer()
 mt_bench = typer.Typer(
@@ -57,27 +63,33 @@ def answer_command(
     Exit code 3: some questions have no answer; what failed is in OUT/failures.
     """
     from ctxaware.errors import InputError
-    from ctxaware.mt_bench.answers import answer
+    from ctxaware.mt_bench.answers import AnswerRun, answer
+    from ctxaware.mt_bench.endpoint import EndpointSettings
 
     if tokenizer and not base_url:
         raise InputError("--tokenizer goes with --base-url; a local model brings its own")
-    with _progress("answers") as on_progress:
-        outcome = answer(
-            model,
-            model_id,
-            data_dir,
-            out,
-            tokenizer=tokenizer,
-            peft=peft,
-            indicator=indicator,
-            base_url=base_url,
-            api_key_env=api_key_env,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            parallel=parallel,
-            seed=seed,
-            on_progress=on_progress,
+    if peft and base_url:
+        raise InputError("--peft goes with a local model; the endpoint serves an adapter under a name of its own")
+    if indicator and base_url and not tokenizer:
+        raise InputError(
+            "--indicator through --base-url needs --tokenizer, the folder of the served model's tokenizer: "
+            "nothing else says whether [IND] is a token there"
         )
+    run = AnswerRun(
+        model,
+        model_id,
+        data_dir,
+        out,
+        tokenizer=tokenizer,
+        peft=peft,
+        indicator=indicator,
+        endpoint=EndpointSettings(base_url, api_key_env, parallel=parallel) if base_url else None,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    with _progress("answers") as on_progress:
+        outcome = answer(run, on_progress)
     _report(outcome, "answers")
 
 
@@ -110,19 +122,12 @@ def judge_command(
     if dry_run:
         _print_dry_run(out, data_dir, judge_model, model_id)
         return
-    from ctxaware.mt_bench.judge import judge
+    from ctxaware.mt_bench.endpoint import EndpointSettings
+    from ctxaware.mt_bench.judge import JudgeRun, judge
 
+    endpoint = EndpointSettings(base_url, api_key_env, parallel=parallel)
     with _progress("judgments") as on_progress:
-        outcome = judge(
-            out,
-            data_dir,
-            judge_model,
-            model_ids=model_id,
-            base_url=base_url,
-            api_key_env=api_key_env,
-            parallel=parallel,
-            on_progress=on_progress,
-        )
+        outcome = judge(JudgeRun(out, data_dir, judge_model, model_id, endpoint), on_progress)
     _report(outcome, "judgments")
 
 
@@ -163,23 +168,31 @@ def show_command(
 
 @contextlib.contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """`on_progress(done, total)`; what was done before this run is no part of the estimate."""
+    """`on_progress(done, total)`; what was done before this run is no part of the estimate.
+
+    Ctrl-C ends the run with a line that says how to go on.
+    """
     from ctxaware.runs.progress import progress_bar
 
-    with contextlib.ExitStack() as stack:
-        advance, seen = None, 0
+    try:
+        with contextlib.ExitStack() as stack:
+            advance: Callable[[float, int], None] | None = None
+            seen = 0
 
-        def on_progress(done: int, total: int) -> None:
-            nonlocal advance, seen
-            if advance is None:
-                advance, seen = stack.enter_context(progress_bar(what, total - done)), done
-            advance(done - seen, 0)
-            seen = done
+            def on_progress(done: int, total: int) -> None:
+                nonlocal advance, seen
+                if advance is None:
+                    advance, seen = stack.enter_context(progress_bar(what, total - done)), done
+                advance(done - seen, 0)
+                seen = done
 
-        yield on_progress
+            yield on_progress
+    except KeyboardInterrupt:
+        print("interrupted: what came is kept; run the same command again to go on", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
 
 
-def _report(outcome, what: str) -> None:
+def _report(outcome: "Outcome", what: str) -> None:
     print(f"{outcome.n_done} of {outcome.n_expected} {what}, {outcome.n_new} of them new: {outcome.path}")
     if outcome.n_failed:
         print(f"{outcome.n_failed} failed: {outcome.failures}")
@@ -207,7 +220,7 @@ def _print_dry_run(out: Path, data_dir: Path, judge_model: str, model_ids: list[
     print(f"output tokens: {output}")
 
 
-def _print_tables(results) -> None:
+def _print_tables(results: "Results") -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -229,11 +242,11 @@ def _print_tables(results) -> None:
         )
 
 
-def _cell(cell) -> str:
+def _cell(cell: "Cell") -> str:
     return f"{'none' if cell.mean is None else f'{cell.mean:.2f}'} ({cell.n_scored}/{cell.n_expected})"
 
 
-def _difference(difference) -> str:
+def _difference(difference: "Difference") -> str:
     if difference.mean is None:
         return f"none (0/{difference.n_expected})"
     interval = "none" if difference.low is None else f"{difference.low:+.2f}, {difference.high:+.2f}"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ctxaware.errors import InputError
-from ctxaware.runs.files import output_file
+from ctxaware.runs.files import output_file, sha256_of_file
 
 STEM = "conversations"  # of the file that `prepare` and `select` write into their folder
 FORMATS = ("parquet", "jsonl")
@@ -158,11 +158,7 @@ def read_conversations(path: str | Path) -> Iterator[dict]:
 
 def fingerprint(path: str | Path) -> str:
     """SHA-256 of the data file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(find_file(path), "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+    return sha256_of_file(find_file(path))
 
 
 def fingerprint_messages(messages: Sequence[dict]) -> str:

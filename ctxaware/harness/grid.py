@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ctxaware.chat import defuse, special_token_pattern
 from ctxaware.errors import InputError
-from ctxaware.harness.needles import Needle, logger
+from ctxaware.harness.haystack import load_haystack
+from ctxaware.harness.needles import Needle, load_needle, logger
+from ctxaware.harness.settings import NeedleSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -219,3 +222,21 @@ def build_grid(
                 "question": needle.question,
                 "keywords": list(needle.keywords),
             }
+
+
+def needle_documents(settings: NeedleSettings, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
+    """The documents of a needle task's settings, by length and then depth; what `build_grid` yields.
+
+    Special tokens typed in the haystack stay text.
+
+    Raises:
+        InputError: a setting is out of range, or the haystack can't be read.
+    """
+    lengths = grid_context_lengths(
+        settings.min_context_length, settings.max_context_length, settings.num_context_lengths, settings.reserve
+    )
+    depths = grid_depths(settings.num_depths)
+    needle = load_needle(settings.needle)
+    haystack = load_haystack(settings.haystack or settings.source, settings.data_revision)
+    haystack = defuse(haystack, special_token_pattern(tokenizer))
+    return list(build_grid(tokenizer, haystack, needle, lengths, depths))

@@ -2,11 +2,21 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
 from ctxaware.errors import InputError, print_error
+
+
+def _in_evaluation(name: str) -> Any | None:
+    """A local variable of `simple_evaluate` or `evaluate`, where this is called from an evaluation, else None."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "lm_eval.evaluator" and frame.f_locals.get(name) is not None:
+            return frame.f_locals[name]
+        frame = frame.f_back
+    return None
 
 
 def running_model() -> Any | None:
@@ -14,13 +24,37 @@ def running_model() -> Any | None:
 
     `simple_evaluate` and `evaluate` hold it as `lm` while they load tasks and build requests.
     """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "lm_eval.evaluator" and frame.f_locals.get("lm") is not None:
-            lm = frame.f_locals["lm"]
-            return lm.__dict__.get("lm", lm)  # CachingLM keeps it as `lm`
-        frame = frame.f_back
-    return None
+    lm = _in_evaluation("lm")
+    return None if lm is None else lm.__dict__.get("lm", lm)  # CachingLM keeps it as `lm`
+
+
+def uses_chat_template() -> bool | None:
+    """Whether the evaluation that this is called from applies the chat template; None outside an evaluation."""
+    is_applied = _in_evaluation("apply_chat_template")
+    return None if is_applied is None else bool(is_applied)
+
+
+@contextlib.contextmanager
+def fixed_batch_size(lm: Any, n: int) -> Iterator[None]:
+    """Let one of the harness's HF models work in batches of `n`, whatever it was told."""
+    old, lm.batch_size_per_gpu = lm.batch_size_per_gpu, n
+    try:
+        yield
+    finally:
+        lm.batch_size_per_gpu = old
+
+
+def detect_batch_size(lm: Any, requests: Sequence[tuple] | None = None) -> int:
+    """The batch size of one of the harness's HF models; `auto` is tried out, as the harness does.
+
+    Args:
+        lm: the model.
+        requests: of log-likelihoods (texts, context's and continuation's ids); None tries the whole window.
+    """
+    if lm.batch_size != "auto":
+        return int(lm.batch_size)
+    longest = max(requests, key=lambda request: len(request[1]) + len(request[2])) if requests else None
+    return lm._detect_batch_size([longest] if longest else None)
 
 
 def own_tokenizer(lm: Any | None, is_optional: bool = False) -> Any | None:

@@ -19,8 +19,7 @@ from ctxaware import chat
 from ctxaware.data.sources import resolved_revisions
 from ctxaware.errors import InputError
 from ctxaware.harness import reading
-from ctxaware.harness.grid import build_grid, grid_context_lengths, grid_depths
-from ctxaware.harness.haystack import load_haystack
+from ctxaware.harness.grid import needle_documents
 from ctxaware.harness.internals import is_chat_endpoint, one_line_in_lm_eval, running_model
 from ctxaware.harness.needles import load_needle
 from ctxaware.harness.prompts import PROMPT_TEMPLATES, user_prompt
@@ -140,11 +139,22 @@ class ContextTask(ConfigurableTask):
                     f"{self.config.task}: the harness's request cache ignores settings and would send another run's "
                     "prompts; leave out --cache_requests (--use_cache is fine)"
                 )
+            self._check_steering()
             self._keep_greedy(self.config.generation_kwargs)
             self._n_answers = self._n_empty = 0
             super().build_all_requests(**kwargs)
             self._check_form()
             self._check_window()
+
+    def _check_steering(self) -> None:
+        """Most back ends pass over arguments that they don't know, and would answer unsteered."""
+        lm = running_model()
+        asked = sorted({"steer_alpha", "steer_heads"} & set(self.model_args))
+        if asked and lm is not None and not hasattr(lm, "set_steering"):
+            raise InputError(
+                f"{self.config.task}: {' and '.join(asked)} steer attention, and {type(lm).__name__} can't; only "
+                "--model ctxaware can, which runs transformers models: no vLLM, no endpoint"
+            )
 
     def _check_form(self) -> None:
         """Text for back ends that take text, messages for chat endpoints."""
@@ -242,12 +252,8 @@ class NeedleTask(ContextTask):
                 f"max_context_length {s.max_context_length} is past the model's window of {window} tokens; "
                 f"lower max_context_length{self._server_hint()}"
             )
-        lengths = grid_context_lengths(s.min_context_length, s.max_context_length, s.num_context_lengths, s.reserve)
-        depths = grid_depths(s.num_depths)
-        chosen = load_needle(s.needle)
-        text = chat.defuse(load_haystack(s.haystack or s.source, s.data_revision), self._special)
-        prefix = chosen.response_prefix if self.variant.get("response_prefix") else ""
-        docs = list(build_grid(self.tokenizer, text, chosen, lengths, depths))
+        docs = needle_documents(s, self.tokenizer)
+        prefix = load_needle(s.needle).response_prefix if self.variant.get("response_prefix") else ""
         numbers = PROMPT_TEMPLATES if self.variant.get("all_prompt_templates") else [s.prompt_template]
         return [{**doc, "response_prefix": prefix, "prompt_template": n} for n in numbers for doc in docs]
 

@@ -14,6 +14,14 @@ def append_indicator(message: str) -> str:
     return f"{message}{stop} {INDICATOR}"
 
 
+def without_indicator(message: str) -> str:
+    """`message` without the indicator that `append_indicator` put at its end; without one, `message`.
+
+    The full stop stays, so that `append_indicator` gives the same marked message again.
+    """
+    return message.removesuffix(f" {INDICATOR}")
+
+
 _TYPED = re.compile(re.escape(INDICATOR))
 
 

@@ -1,16 +1,18 @@
 """Everything of FastChat that we rely on, checked to be there, and its judge made to call an endpoint of ours."""
 
 import contextlib
-import glob
 import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from ctxaware.errors import InputError
-from ctxaware.mt_bench.store import sha256_of_file
+from ctxaware.mt_bench.rows import answer_key, is_texts
+from ctxaware.mt_bench.store import read_keyed
+from ctxaware.runs.files import sha256_of_file
 
 SEAMS = {
     "fastchat.conversation": ("get_conv_template",),
@@ -21,7 +23,6 @@ SEAMS = {
         "check_data",
         "get_conversation_template",
         "load_judge_prompts",
-        "load_model_answers",
         "load_questions",
         "one_score_pattern",
         "one_score_pattern_backup",
@@ -46,7 +47,7 @@ def load_fastchat() -> SimpleNamespace:
     Raises:
         InputError: FastChat or something that it needs is not installed, or a name is gone.
     """
-    found = {}
+    names_of_fastchat: dict[str, Any] = {}
     for module_name, names in SEAMS.items():
         try:
             with warnings.catch_warnings():  # its regular expressions have invalid escapes
@@ -57,8 +58,8 @@ def load_fastchat() -> SimpleNamespace:
         missing = [name for name in names if not hasattr(module, name)]
         if missing:
             raise InputError(f"this release of fschat has no {module_name}.{missing[0]}; pip install 'fschat==0.2.36'")
-        found |= {name: getattr(module, name) for name in names}
-    return SimpleNamespace(**found)
+        names_of_fastchat |= {name: getattr(module, name) for name in names}
+    return SimpleNamespace(**names_of_fastchat)
 
 
 @contextlib.contextmanager
@@ -96,10 +97,10 @@ class Bench:
         references: reference answers by question id; empty where not asked for.
     """
 
-    questions: list[dict]
+    questions: list[dict[str, Any]]
     sha256: dict[str, str]
-    prompts: dict[str, dict]
-    references: dict[int, dict]
+    prompts: dict[str, dict[str, Any]]
+    references: dict[int | str, dict[str, Any]]
 
 
 def load_bench(fastchat: SimpleNamespace, data_dir: Path, for_judge: bool = False) -> Bench:
@@ -112,38 +113,53 @@ def load_bench(fastchat: SimpleNamespace, data_dir: Path, for_judge: bool = Fals
     for name in names:
         if not (data_dir / name).is_file():
             raise InputError(
-                f"--data-dir {data_dir} has no {name}; pass a folder laid out as fastchat/llm_judge/data in FastChat's "
+                f"{data_dir} has no {name}; pass a folder laid out as fastchat/llm_judge/data in FastChat's "
                 f"repository (https://github.com/lm-sys/FastChat)"
             )
-    prompts, references = {}, {}
-    with reading(data_dir):
+    prompts: dict[str, dict[str, Any]] = {}
+    references: dict[int | str, dict[str, Any]] = {}
+    with _reading(data_dir / QUESTIONS):
         questions = fastchat.load_questions(str(data_dir / QUESTIONS), None, None)
-        for question in questions:
-            if not question["turns"] or not isinstance(question["category"], str):
-                raise ValueError(f"question {question['question_id']} has no turns or no category")
-        if for_judge:
-            prompts = fastchat.load_judge_prompts(str(data_dir / PROMPTS))
-            references = load_answers(fastchat, (data_dir / REFERENCES).parent)["gpt-4"]
+    for question in questions:
+        _check_question(question, data_dir / QUESTIONS)
     ids = [question["question_id"] for question in questions]
     if not ids or len(set(ids)) < len(ids):
         raise InputError(f"{data_dir / QUESTIONS} has no questions, or a question_id twice")
+    if for_judge:
+        with _reading(data_dir / PROMPTS):
+            prompts = fastchat.load_judge_prompts(str(data_dir / PROMPTS))
+        references = read_answers(data_dir / REFERENCES)
     return Bench(questions, {name: sha256_of_file(data_dir / name) for name in names}, prompts, references)
 
 
-def load_answers(fastchat: SimpleNamespace, folder: Path) -> dict[str, dict[int, dict]]:
-    """FastChat's `load_model_answers`: model → question id → answer row. It globs, so the folder is escaped for it."""
-    with reading(folder):
-        return fastchat.load_model_answers(glob.escape(str(folder)))
+def _check_question(question: Any, path: Path) -> None:
+    if not isinstance(question, dict) or not isinstance(question.get("question_id"), (int, str)):
+        raise InputError(f"{path} has a line that is no question with a question_id; restore the file")
+    turns, degree = question.get("turns"), question.get("required_temperature", 0)
+    problem = None
+    if not turns or not is_texts(turns) or not all(turns):
+        problem = f"its turns are {turns!r}, expected a list of texts"
+    elif not isinstance(question.get("category"), str):
+        problem = f"its category is {question.get('category')!r}, expected a text"
+    elif not isinstance(degree, (int, float)) or not 0 <= degree <= 2:
+        problem = f"its required_temperature is {degree!r}, expected a number from 0 to 2"
+    if problem:
+        raise InputError(f"{path}, question {question['question_id']}: {problem}; restore the file")
+
+
+def read_answers(path: Path) -> dict[int | str, dict[str, Any]]:
+    """Answers, or reference answers, by question id, as FastChat's `load_model_answers` gives them.
+
+    Raises:
+        InputError: a line is damaged.
+    """
+    return {question_id: row for (question_id,), row in read_keyed(path, answer_key).items()}
 
 
 @contextlib.contextmanager
-def reading(folder: Path) -> Iterator[None]:
+def _reading(path: Path) -> Iterator[None]:
     """FastChat's readers raise whatever a bad line makes them raise."""
     try:
         yield
-    except (ValueError, KeyError, TypeError) as error:
-        message = f"{type(error).__name__}: {error}"
-        raise InputError(
-            f"FastChat can't read the JSONL files in {folder} ({message}); restore them, or run mt-bench answer again, "
-            f"which mends an answer file's torn last line"
-        ) from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"FastChat can't read {path} ({type(error).__name__}: {error}); restore it") from error

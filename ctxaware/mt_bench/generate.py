@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lm_eval.models.utils import resolve_max_length
@@ -11,7 +12,10 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ctxaware.chat import special_token_pattern
 from ctxaware.errors import InputError
-from ctxaware.mt_bench.endpoint import CallFailed, Reply
+from ctxaware.mt_bench.calls import CallFailed, Reply
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOP_K = 50  # transformers' own default, from which FastChat's `model.generate(do_sample=True, …)` samples
 
@@ -40,39 +44,14 @@ class SeededSampling(LogitsProcessor):
         return chosen.scatter_(-1, token_ids.gather(-1, rank), 0.0)
 
 
-def load_model(model: str, peft: str | None = None):
-    """A causal language model, with an adapter if given, and its tokenizer: bfloat16 on a GPU, float32 elsewhere.
-
-    Args:
-        model: a folder or a hub name.
-        peft: an adapter's folder or hub name. A tokenizer beside it is taken: it knows the tokens added for training.
-
-    Raises:
-        InputError: one of them can't be loaded.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, device_map=device)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--model {model!r} can't be loaded as a folder or hub name: {_first_line(error)}") from error
-    if peft:
-        from peft import PeftModel
-
-        with contextlib.suppress(OSError, ValueError):  # most adapters have none
-            tokenizer = AutoTokenizer.from_pretrained(peft)
-        try:
-            loaded = PeftModel.from_pretrained(loaded, peft)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"--peft {peft!r} can't be put on {model!r}: {_first_line(error)}") from error
-    return loaded.eval(), tokenizer
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def parameters_sha256(model: "PreTrainedModel") -> str:
+    """SHA-256 over up to 64 values of each parameter of a model object: any training changes it, in a second."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, len(flat) // 64)][:64].cpu()
+        digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.float().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class LocalModel:
@@ -87,7 +66,7 @@ class LocalModel:
         InputError: the tokenizer has no chat template.
     """
 
-    def __init__(self, model, tokenizer, max_new_tokens: int):
+    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int):
         if not tokenizer.chat_template:
             raise InputError(
                 f"tokenizer {tokenizer.name_or_path!r} has no chat template; MT-Bench needs a chat model's"
@@ -102,10 +81,9 @@ class LocalModel:
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self._ends[0]
         self.window = resolve_max_length(model.config, tokenizer)
 
-    def describe(self) -> dict:
-        """What a resume must find unchanged."""
+    def describe(self) -> dict[str, Any]:
+        """What a later run must find unchanged, beside the weights."""
         return {
-            "weights_sha256": self._weights_hash(),
             "chat_template_sha256": hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest(),
             "vocabulary": len(self.tokenizer),
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -113,15 +91,6 @@ class LocalModel:
             "window_tokens": self.window,
             "top_k": TOP_K,
         }
-
-    def _weights_hash(self) -> str:
-        """SHA-256 over up to 64 values of each parameter: any training changes it, and a large model takes a second."""
-        digest = hashlib.sha256()
-        for name, parameter in sorted(self.model.named_parameters()):
-            flat = parameter.detach().flatten()
-            sample = flat[:: max(1, len(flat) // 64)][:64].cpu()
-            digest.update(f"{name} {tuple(parameter.shape)}".encode() + sample.float().numpy().tobytes())
-        return digest.hexdigest()
 
     def answer(
         self, conversations: Sequence[list[dict]], temperature: float, seeds: Sequence[int]
@@ -144,14 +113,14 @@ class LocalModel:
             CallFailed(
                 "window",
                 f"the prompt has {len(ids)} tokens and the model's window {self.window}; a smaller "
-                f"--max-new-tokens shortens the first answer in it",
+                f"max_new_tokens shortens the first answer in it",
             )
             for ids in prompts
         ]
         for limit, group in groupby(
             sorted(rows, key=room.__getitem__), key=lambda i: min(self.max_new_tokens, room[i])
         ):
-            same = list(group)  # one limit a batch: positions run on for a row that has ended, also out of the window
+            same = list(group)  # Finished rows keep advancing, so a batch holds only rows with the same limit.
             new_ids = self._generate([prompts[i] for i in same], limit, temperature, [seeds[i] for i in same])
             for i, ids in zip(same, new_ids, strict=True):
                 end = next((n for n, token in enumerate(ids) if token in self._ends), None)
@@ -165,12 +134,21 @@ class LocalModel:
 
         try:
             text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        except TemplateError as error:
+        except (TemplateError, ArithmeticError, TypeError, KeyError, IndexError, RecursionError) as error:
             raise InputError(f"the chat template rejects a two-turn conversation: {error}") from error
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes its own
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes its own
+        n_rows = self.model.get_input_embeddings().weight.shape[0]
+        if max(ids, default=0) >= n_rows:
+            raise InputError(
+                f"the tokenizer makes token {max(ids)} and the model's embedding has {n_rows} rows; "
+                "pass the tokenizer that the model was trained with"
+            )
+        return ids
 
     @torch.inference_mode()
-    def _generate(self, prompts: list[list[int]], max_new_tokens: int, temperature: float, seeds) -> list[list[int]]:
+    def _generate(
+        self, prompts: list[list[int]], max_new_tokens: int, temperature: float, seeds: Sequence[int]
+    ) -> list[list[int]]:
         longest = max(map(len, prompts))
         input_ids = torch.tensor([[self._pad] * (longest - len(ids)) + ids for ids in prompts])
         attention_mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
@@ -195,9 +173,9 @@ class LocalModel:
 
 
 @contextlib.contextmanager
-def own_generation_config(model, config: GenerationConfig) -> Iterator[None]:
-    """Put `config` in the place of the checkpoint's: `generate` fills what a config leaves open from there, so a
-    checkpoint's `repetition_penalty` would leak into the protocol."""
+def own_generation_config(model: Any, config: GenerationConfig) -> Iterator[None]:
+    """Put `config` in the place of the checkpoint's. `generate` fills what a config leaves open from there: a
+    checkpoint's `repetition_penalty` would change the protocol."""
     holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
     saved = [holder.generation_config for holder in holders]
     for holder in holders:

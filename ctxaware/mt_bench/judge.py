@@ -5,17 +5,20 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from ctxaware.errors import InputError
-from ctxaware.mt_bench.answers import Outcome
-from ctxaware.mt_bench.endpoint import CallFailed, Endpoint, Reply, connect, run_all
+from ctxaware.mt_bench.calls import CallFailed, Reply, run_all
+from ctxaware.mt_bench.endpoint import Endpoint, EndpointSettings, connect
 from ctxaware.mt_bench.fastchat import judging_through, load_bench, load_fastchat
-from ctxaware.mt_bench.plan import MAX_TOKENS, TEMPERATURE, Key, Plan, make_plan, row_key
-from ctxaware.mt_bench.store import Layout, RowLog, append_failure, manifest_path, match_manifest, versions, write_json
+from ctxaware.mt_bench.plan import MAX_TOKENS, TEMPERATURE, Plan, make_plan
+from ctxaware.mt_bench.rows import MAX_RATING, MIN_RATING, JudgmentKey, is_rating, judgment_key
+from ctxaware.mt_bench.store import Layout, Outcome, RowLog, append_row, claimed_rows, versions
 
-MIN_RATING, MAX_RATING = 1, 10  # what its prompts ask for
+_NO_RATING = re.compile(r"\d{100}")  # FastChat's patterns take quadratic time on digits without end
 
 
 def check_rating(fastchat: SimpleNamespace, judgment: str, score: float) -> list[str]:
@@ -30,141 +33,159 @@ def check_rating(fastchat: SimpleNamespace, judgment: str, score: float) -> list
         CallFailed: there is none, several that differ, one outside 1-10, or `[n]` is an index as in `arr[0]`.
     """
     flags = []
-    found = re.findall(fastchat.one_score_pattern, judgment)
-    if not found:
-        found = re.findall(rf"(?<![\w\])]){fastchat.one_score_pattern_backup.pattern}", judgment)
+    ratings = re.findall(fastchat.one_score_pattern, judgment)
+    if not ratings:
+        ratings = re.findall(rf"(?<![\w\])]){fastchat.one_score_pattern_backup.pattern}", judgment)
         every = re.findall(fastchat.one_score_pattern_backup, judgment)
         flags.append("single_brackets")
-        if not found or len(found) < len(every):
+        if not ratings or len(ratings) < len(every):
             raise CallFailed("no_rating", "no [[rating]] in the judgment", judgment)
-    values = sorted({float(value) for value in found})
+    values = sorted({float(value) for value in ratings})
     if len(values) > 1:
         raise CallFailed("several_ratings", f"the judgment has several ratings: {values}", judgment)
-    if score != values[0] or not MIN_RATING <= score <= MAX_RATING:
+    if score != values[0] or not is_rating(score):
         raise CallFailed("out_of_range", f"the rating is {score}, expected {MIN_RATING}-{MAX_RATING}", judgment)
-    if len(found) > 1:
+    if len(ratings) > 1:
         flags.append("repeated_rating")
     if score != int(score):
         flags.append("fractional")
     return flags
 
 
-def answer_flags(answer: dict, turn: int) -> list[str]:
+def answer_flags(answer: dict[str, Any], turn: int) -> list[str]:
     """What a reader of a score should know of the answer: `answer_empty`, `answer_cut`, `answer_cut_by_window`."""
     choice = answer["choices"][0]
     flags = [] if choice["turns"][turn - 1].strip() else ["answer_empty"]
     reason = (choice.get("finish_reasons") or [None] * turn)[turn - 1]
-    return flags + {"length": ["answer_cut"], "window": ["answer_cut_by_window"]}.get(reason, [])
+    cuts = {"length": ["answer_cut"], "window": ["answer_cut_by_window"]}
+    return flags + (cuts.get(reason, []) if isinstance(reason, str) else [])
 
 
-def judge(
-    out: str | Path,
-    data_dir: str | Path,
-    judge_model: str,
-    *,
-    model_ids: list[str] | None = None,
-    base_url: str | None = None,
-    api_key_env: str | None = None,
-    parallel: int = 1,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-    **connect_kwargs,
-) -> Outcome:
+@dataclass(frozen=True)
+class JudgeRun:
+    """What `ctxaware mt-bench judge` was asked to do.
+
+    Attributes:
+        out: the folder that `answer` wrote to.
+        data_dir: laid out as FastChat's `llm_judge/data`.
+        judge_model: the judge's name at the endpoint.
+        model_ids: models to judge; None for all that have answers.
+        endpoint: who judges; OpenAI's, if not given.
+    """
+
+    out: Path
+    data_dir: Path
+    judge_model: str
+    model_ids: list[str] | None = None
+    endpoint: EndpointSettings = field(default_factory=EndpointSettings)
+
+
+def judge(run: JudgeRun, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Outcome:
     """Get the judgments that are missing; each row is on the disk before the next is waited for.
 
     A call that failed, and a judgment without a usable rating, go to `OUT/failures` and are tried again next time.
 
     Args:
-        out: the folder that `answer` wrote to.
-        data_dir: laid out as FastChat's `llm_judge/data`.
-        judge_model: the judge's name at the endpoint.
-        model_ids: models to judge; None for all that have answers.
-        base_url: an OpenAI-compatible endpoint; None for OpenAI's.
-        api_key_env: the environment variable that holds its key.
-        parallel: calls at a time.
+        run: what to do.
         on_progress: called with judgments done and expected.
-        connect_kwargs: to `endpoint.connect`.
 
     Raises:
         InputError: data is missing, the endpoint refuses the key, or judgments are there that were made otherwise.
     """
-    layout = Layout(Path(out))
-    endpoint = connect(base_url, api_key_env, **connect_kwargs)
+    layout = Layout(run.out)
+    endpoint = connect(run.endpoint)
     fastchat = load_fastchat()
-    bench = load_bench(fastchat, Path(data_dir), for_judge=True)
-    plan = make_plan(fastchat, bench, layout, judge_model, model_ids)
-    path = layout.judgments(judge_model)
-    settings = {
-        "judge_model": judge_model,
-        "endpoint": endpoint.base_url,
+    bench = load_bench(fastchat, run.data_dir, for_judge=True)
+    plan = make_plan(fastchat, bench, layout, run.judge_model, run.model_ids)
+    path = layout.judgments(run.judge_model)
+    configuration = {
+        "judge_model": run.judge_model,
+        "endpoint": endpoint.url,
         "temperature": TEMPERATURE,
         "max_tokens": MAX_TOKENS,
         "data": bench.sha256,
         "answers": plan.answers_sha256,
     }
-    with RowLog(path, row_key) as log:
-        manifest = match_manifest(path, settings, bool(log.rows))
-        _check_rows(log, plan, path)
-        manifest["questions"] = [[q["question_id"], q["category"], min(len(q["turns"]), 2)] for q in bench.questions]
-        manifest["runs"].append({"started": time.time(), "versions": versions()})
-        write_json(manifest_path(path), manifest)
+    with claimed_rows(path, judgment_key, configuration, grows=("answers",)) as log:
+        _check_prompts(log, plan)
+        questions = [[q["question_id"], q["category"], min(len(q["turns"]), 2)] for q in bench.questions]
+        log.note(questions=questions)
+        log.note_run(started=time.time(), versions=versions())
         try:
-            return _run(fastchat, endpoint, judge_model, plan, log, layout.failures(path), parallel, on_progress)
+            return _Judging(fastchat, endpoint, run, plan, log, layout.failures(path), on_progress).run_missing()
         finally:
             names = Counter(str(row.get("judge_returned_model")) for row in log.rows.values())
-            write_json(manifest_path(path), manifest | {"judge_returned_models": names})
+            log.note(judge_returned_models=names)
 
 
-def _check_rows(log: RowLog, plan: Plan, path: Path) -> None:
+def _check_prompts(log: RowLog, plan: Plan) -> None:
     for key, row in log.rows.items():
         if key in plan.messages and row["user_prompt"] != plan.messages[key][-1]["content"]:
+            model, question_id, _, turn = key
             raise InputError(
-                f"{path} holds a judgment of another answer or prompt than today's (model {key[0]}, question {key[1]}, "
-                f"turn {key[3]}); answer under another --model-id or --out, or move the file and its manifest away"
+                f"{log.path} holds a judgment of another answer or prompt than today's (model {model}, question "
+                f"{question_id}, turn {turn}); answer under another model_id or folder, or move the file and its "
+                "manifest away"
             )
 
 
-def _run(
-    fastchat, endpoint: Endpoint, judge_model, plan: Plan, log: RowLog, failures, parallel, on_progress
-) -> Outcome:
-    last = threading.local()  # each thread's reply: FastChat hands on its text only
-    n_done = sum(key in log.rows for key in plan.matches)
-    n_new = n_failed = 0
+@dataclass
+class _Judging:
+    """The judgments of one run that are missing, under way."""
 
-    def chat(model, conv, temperature, max_tokens) -> str:
+    fastchat: SimpleNamespace
+    endpoint: Endpoint
+    run: JudgeRun
+    plan: Plan
+    log: RowLog
+    failures: Path
+    on_progress: Callable[[int, int], None]
+    n_before: int = 0
+    n_new: int = 0
+    n_failed: int = 0
+    last: threading.local = field(default_factory=threading.local)  # each thread's reply: FastChat hands on its text
+
+    def run_missing(self) -> Outcome:
+        matches = self.plan.matches
+        missing = [key for key in matches if key not in self.log.rows]
+        self.n_before = len(matches) - len(missing)
+        self.on_progress(self.n_before, len(matches))
+        with judging_through(self._chat, self.run.judge_model):
+            stopped = run_all(missing, self._judge, self._done, self.run.endpoint.parallel)
+        n_done = self.n_before + self.n_new
+        return Outcome(n_done, len(matches), self.n_new, self.n_failed, stopped, self.log.path, self.failures)
+
+    def _chat(self, model: str, conv: Any, temperature: float, max_tokens: int) -> str:
         if (temperature, max_tokens) != (TEMPERATURE, MAX_TOKENS):
             raise InputError(f"fschat judges with {temperature=}, {max_tokens=} now; pip install 'fschat==0.2.36'")
-        last.reply = endpoint.chat(model, conv.to_openai_api_messages(), temperature, max_tokens)
-        return last.reply.text
+        reply = self.endpoint.chat(model, conv.to_openai_api_messages(), temperature, max_tokens)
+        if _NO_RATING.search(reply.text):
+            raise CallFailed("no_rating", "the judgment has a number of 100 digits or more", reply.text[:1000])
+        self.last.reply = reply
+        return reply.text
 
-    def work(key: Key) -> dict:
+    def _judge(self, key: JudgmentKey) -> dict[str, Any]:
+        match = self.plan.matches[key]
         try:
-            row = fastchat.play_a_match_single(plan.matches[key], output_file=None)
+            row = self.fastchat.play_a_match_single(match, output_file=None)
         except (SyntaxError, ValueError) as error:  # its literal_eval, on [[05]]
             if isinstance(error, InputError):
                 raise
-            raise CallFailed(
-                "unreadable_rating", f"FastChat can't read the rating: {error}", last.reply.text
-            ) from error
-        reply: Reply = last.reply
-        flags = check_rating(fastchat, row["judgment"], row["score"])
+            message = f"FastChat can't read the rating: {error}"
+            raise CallFailed("unreadable_rating", message, self.last.reply.text) from error
+        reply: Reply = self.last.reply
+        flags = check_rating(self.fastchat, row["judgment"], row["score"])
         flags += ["judgment_cut"] if reply.finish_reason == "length" else []
-        flags += answer_flags(plan.matches[key].answer, key[3])
+        flags += answer_flags(match.answer, key[3])
         return row | {"flags": flags, "judge_returned_model": reply.model, "finish_reason": reply.finish_reason}
 
-    def done(key: Key, row: dict | None, failure: CallFailed | None) -> None:
-        nonlocal n_new, n_failed
-        if failure is None:
-            log.append(row)
-            n_new += 1
-        else:
-            n_failed += 1
+    def _done(self, key: JudgmentKey, row: dict[str, Any] | None, failure: CallFailed | None) -> None:
+        if row is not None:
+            self.log.append(row)
+            self.n_new += 1
+        elif failure is not None:
+            self.n_failed += 1
             lost = dict(zip(("model", "question_id", "prompt", "turn"), key, strict=True))
             lost |= {"kind": failure.kind, "error": str(failure), "judgment": failure.text, "tstamp": time.time()}
-            append_failure(failures, lost)
-        on_progress(n_done + n_new, len(plan.matches))
-
-    on_progress(n_done, len(plan.matches))
-    missing = [key for key in plan.matches if key not in log.rows]
-    with judging_through(chat, judge_model):
-        stopped = run_all(missing, work, done, parallel)
-    return Outcome(n_done + n_new, len(plan.matches), n_new, n_failed, stopped, log.path, failures)
+            append_row(self.failures, lost)
+        self.on_progress(self.n_before + self.n_new, len(self.plan.matches))

@@ -3,19 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from ctxaware.errors import InputError
-from ctxaware.mt_bench.fastchat import Bench, judging_through, load_answers, load_bench, load_fastchat, reading
-from ctxaware.mt_bench.store import Layout, read_rows, sha256_of_json
+from ctxaware.mt_bench.fastchat import Bench, judging_through, load_bench, load_fastchat, read_answers
+from ctxaware.mt_bench.rows import JudgmentKey, judgment_key
+from ctxaware.mt_bench.store import Layout, read_keyed
+from ctxaware.runs.files import sha256_of_json
 
 TEMPERATURE, MAX_TOKENS = 0, 2048  # what FastChat's judge passes; recorded, and checked at each call
-
-Key = tuple[str, int, str, int]  # model, question id, judge prompt, turn
-
-
-def row_key(row: dict) -> Key:
-    """The key of a judgment row in FastChat's format."""
-    return row["model"], row["question_id"], row["judge"][1], row["turn"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +24,8 @@ class Plan:
         answers_sha256: of each model's answers.
     """
 
-    matches: dict[Key, object]
-    messages: dict[Key, list[dict]]
+    matches: dict[JudgmentKey, Any]
+    messages: dict[JudgmentKey, list[dict]]
     answers_sha256: dict[str, str]
 
 
@@ -53,17 +49,20 @@ def make_plan(
     Raises:
         InputError: an answer, a model or a reference answer is missing.
     """
-    answers = load_answers(fastchat, layout.answer_dir)
-    models = list(dict.fromkeys(model_ids or answers))
+    files = {path.stem: path for path in sorted(layout.answer_dir.glob("*.jsonl"))}
+    models = list(dict.fromkeys(model_ids or files))
     if not models:
         raise InputError(f"{layout.answer_dir} has no answers; run ctxaware mt-bench answer first")
+    answers = {model: read_answers(files[model]) for model in models if model in files}
     references = {judge_model: bench.references}  # FastChat looks them up under the judge's name
-    with reading(layout.answer_dir):
+    try:
         judges = fastchat.make_judge_single(judge_model, bench.prompts)
+    except KeyError as error:
+        raise InputError(f"judge_prompts.jsonl has no prompt {error}; restore FastChat's own") from error
     try:
         fastchat.check_data(bench.questions, answers, references, models, judges)
     except AssertionError as error:
-        raise InputError(f"{error}; finish ctxaware mt-bench answer, or name other models with --model-id") from error
+        raise InputError(f"{error}; finish ctxaware mt-bench answer, or name other models to judge") from error
     matches = []
     for suffix, multi_turn in (("", False), ("-mt", True)):
         for kind, refs in (("default", None), ("math", references)):
@@ -73,26 +72,28 @@ def make_plan(
                 asked, models, answers, judge, ref_answers=refs, multi_turn=multi_turn
             )
     by_key = {_match_key(match): match for match in matches}
-    hashes = {m: sha256_of_json({q: [c["turns"] for c in a["choices"]] for q, a in answers[m].items()}) for m in models}
+    hashes = {m: sha256_of_json({str(q): a["choices"][0]["turns"] for q, a in answers[m].items()}) for m in models}
     return Plan(by_key, _written_by_fastchat(fastchat, by_key, judge_model), hashes)
 
 
-def _match_key(match) -> Key:
+def _match_key(match: Any) -> JudgmentKey:
     return match.model, match.question["question_id"], match.judge.prompt_template["name"], 2 if match.multi_turn else 1
 
 
-def _written_by_fastchat(fastchat: SimpleNamespace, matches: dict[Key, object], judge_model: str) -> dict:
-    def capture(model, conv, temperature, max_tokens):
+def _written_by_fastchat(
+    fastchat: SimpleNamespace, matches: dict[JudgmentKey, Any], judge_model: str
+) -> dict[JudgmentKey, list[dict]]:
+    def capture(model: str, conv: Any, temperature: float, max_tokens: int) -> str:
         raise _Captured(conv.to_openai_api_messages())
 
-    messages = {}
+    messages: dict[JudgmentKey, list[dict]] = {}
     with judging_through(capture, judge_model):
         for key, match in matches.items():
             try:
                 fastchat.play_a_match_single(match, output_file=None)
             except _Captured as captured:
                 messages[key] = captured.messages
-            except (KeyError, IndexError, TypeError) as error:
+            except (KeyError, IndexError, TypeError, ValueError) as error:
                 raise InputError(
                     f"the prompt {key[2]} can't be written for question {key[1]}, model {key[0]} "
                     f"({type(error).__name__}: {error}); restore judge_prompts.jsonl or that answer"
@@ -131,11 +132,11 @@ def dry_run(out: str | Path, data_dir: str | Path, judge_model: str, *, model_id
     fastchat = load_fastchat()
     bench = load_bench(fastchat, Path(data_dir), for_judge=True)
     plan = make_plan(fastchat, bench, layout, judge_model, model_ids)
-    rows = {row_key(row): row for row in read_rows(layout.judgments(judge_model))}
+    rows = read_keyed(layout.judgments(judge_model), judgment_key)
     missing = [key for key in plan.matches if key not in rows]
     characters = sum(len(message["content"]) for key in missing for message in plan.messages[key])
     mean_output = sum(len(row["judgment"]) for row in rows.values()) / len(rows) / 4 if rows else None
-    examples = {}
+    examples: dict[str, list[dict]] = {}
     for key, messages in plan.messages.items():
         examples.setdefault(key[2], messages)
     return DryRun(

@@ -1,32 +1,69 @@
-"""Files that survive kill -9: append-only JSONL rows, manifests that a resume must match, and their places."""
+"""Where a run's files lie, and files of rows that survive kill -9 and belong to one run."""
 
 import contextlib
-import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from ctxaware.errors import InputError
-from ctxaware.runs.files import write_text
+from ctxaware.runs.claim import CONFIGURATION, as_json, claim, locked, read_manifest, write_manifest
 
 _FILE_NAME = re.compile(r"\w[\w.+@=-]*")  # what neither a path, a glob nor a shell reads as more than a name
+_MAX_NAME_BYTES = 200  # systems allow 255, and `.manifest.json` and a lock's name come after it
+
+Row = dict[str, Any]
+RowKey = Callable[[Row], tuple]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has done.
+
+    Attributes:
+        n_done: rows there are now.
+        n_expected: rows there should be.
+        n_new: rows of this run.
+        n_failed: calls of this run without a result.
+        stopped: why it ended early, or None.
+        path: the rows.
+        failures: what failed.
+    """
+
+    n_done: int
+    n_expected: int
+    n_new: int
+    n_failed: int
+    stopped: str | None
+    path: Path
+    failures: Path
+
+    @property
+    def complete(self) -> bool:
+        return self.n_done == self.n_expected
 
 
 def check_model_id(model_id: str) -> str:
     """`model_id` itself: it is a file's name, and FastChat finds it by globbing.
 
     Raises:
-        InputError: it is more than letters, digits and `._+@=-`.
+        InputError: it is more than letters, digits and `._+@=-`, or too long.
     """
     if not _FILE_NAME.fullmatch(model_id):
         raise InputError(
-            f"--model-id {model_id!r} becomes a file's name: letters, digits and ._+@=- only; "
-            f"pass for example --model-id {re.sub(r'[^a-zA-Z0-9._+@=-]+', '-', model_id).strip('-.') or 'my-model'}"
+            f"model_id {model_id!r} becomes a file's name: letters, digits and ._+@=- only; "
+            f"pass for example {re.sub(r'[^a-zA-Z0-9._+@=-]+', '-', model_id).strip('-.')[:60] or 'my-model'}"
         )
-    return model_id
+    return _bounded(model_id, "model_id")
+
+
+def _bounded(name: str, what: str) -> str:
+    if not 0 < len(name.encode(errors="replace")) <= _MAX_NAME_BYTES:
+        raise InputError(f"{what} {name[:60]!r} becomes a file's name: 1 to {_MAX_NAME_BYTES} bytes; pass another")
+    return name
 
 
 @dataclass(frozen=True)
@@ -35,9 +72,9 @@ class Layout:
 
     out: Path
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.out.exists() and not self.out.is_dir():
-            raise InputError(f"--out {self.out} is a file; pass a folder")
+            raise InputError(f"{self.out} is a file; pass a folder for answers and judgments")
 
     @property
     def answer_dir(self) -> Path:
@@ -49,7 +86,7 @@ class Layout:
     def judgments(self, judge_model: str) -> Path:
         """A judge's name may hold a `/`, as endpoints spell names; the file's name has `__` for it."""
         name = re.sub(r"[^\w.+@=-]", "_", judge_model.replace("/", "__"))
-        return self.out / "model_judgment" / f"{name}_single.jsonl"
+        return self.out / "model_judgment" / f"{_bounded(name, 'judge_model')}_single.jsonl"
 
     def failures(self, path: Path) -> Path:
         """The failures of the rows of `path`. Not beside them: FastChat takes each file there for a model."""
@@ -58,182 +95,158 @@ class Layout:
 
 def manifest_path(path: Path) -> Path:
     """The manifest beside a JSONL file."""
-    return path.with_name(path.name.removesuffix(".jsonl") + ".manifest.json")
+    return path.with_suffix(".manifest.json")
 
 
-def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def sha256_of_json(value) -> str:
-    """SHA-256 of a value's JSON with sorted keys: the same for the same content, however a file spells it."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def write_json(path: Path, value) -> None:
-    """Write `value`, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> dict:
-    """A JSON file's object.
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a JSONL file. The last line counts with or without its newline; a torn one, which a kill leaves, not.
 
     Raises:
-        InputError: it isn't one.
+        InputError: another line is not a JSON object, or the file can't be read.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} can't be read as JSON ({error}); restore it, or move it away with its rows"
-        ) from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds a {type(value).__name__}, expected an object; restore it")
-    return value
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a JSONL file; a last line without its end, which a kill leaves, is not a row.
-
-    Raises:
-        InputError: another line is not a JSON object.
-    """
-    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    rows = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise InputError(f"{path} line {number} is not a JSON object; restore the file, or delete that line")
-        rows.append(row)
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror}; move it away") from error
+    rows = [_parse(line) for line in lines]
+    if rows[-1] is None and lines[-1].strip(b"\0")[:1] in (b"", b"{"):  # nothing, or what a kill or a power cut leaves
+        del rows[-1]
+    if None in rows:
+        number = rows.index(None) + 1
+        raise InputError(f"{path} line {number} is not a JSON object; restore the file, or delete that line")
     return rows
 
 
-class RowLog:
-    """An append-only JSONL file of rows with a key each, which one process may hold at a time.
+def _parse(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
-    Opening it cuts a torn last line off; `append` returns when the row is on the disk.
+
+def read_keyed(path: Path, key: RowKey, last_counts: bool = False) -> dict[tuple, Row]:
+    """The rows of a JSONL file by key.
 
     Args:
-        path: the file; made when the first row comes.
-        key: the key of a row.
+        path: the file; one that is absent has no rows.
+        key: of a row; raises a ValueError that says what is wrong with it.
+        last_counts: of rows with one key take the last one.
+
+    Raises:
+        InputError: a row is damaged, or two have one key.
     """
-
-    def __init__(self, path: Path, key: Callable[[dict], tuple]):
-        self.path, self._key, self._file = path, key, None
-        self.rows: dict[tuple, dict] = {}
-
-    def __enter__(self) -> "RowLog":
-        from filelock import FileLock, Timeout
-
+    rows: dict[tuple, Row] = {}
+    for number, row in enumerate(read_rows(path), start=1):
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(f"{self.path}.lock", blocking=False)
-            self._lock.acquire()
-        except Timeout as error:
-            raise InputError(f"another process is writing {self.path}; wait for it, or stop it") from error
-        except OSError as error:
-            raise InputError(f"can't write {self.path}: {error.strerror}; pass another --out") from error
-        try:
-            self._cut_torn_line()
-            for row in read_rows(self.path):
-                try:
-                    key = self._key(row)
-                except (KeyError, TypeError, IndexError) as error:
-                    raise InputError(f"{self.path} has a row without {error}: not a file of ours; move it") from error
-                if key in self.rows:
-                    raise InputError(f"{self.path} has two rows for {key}; keep one of them")
-                self.rows[key] = row
-        except BaseException:
-            self._lock.release()
-            raise
-        return self
+            row_key = key(row)
+        except ValueError as error:
+            raise InputError(f"{path} line {number} is damaged, {error}; delete that line and run again") from error
+        if row_key in rows and not last_counts:
+            raise InputError(f"{path} has two rows for {row_key}, the second in line {number}; keep one of them")
+        rows[row_key] = row
+    return rows
 
-    def __exit__(self, *_) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._lock.release()
 
-    def _cut_torn_line(self) -> None:
-        if not self.path.exists():
-            return
-        with self.path.open("r+b") as file:
-            content = file.read()
-            end = content.rfind(b"\n") + 1
-            if end < len(content):
-                file.truncate(end)
+def append_row(path: Path, row: Row) -> None:
+    """Append one row to a JSONL file; on return it would survive a power cut. A torn last line makes room for it.
+
+    Raises:
+        InputError: the disk is full, or the place can't be written to; the file is as it was.
+    """
+    line = json.dumps(row).encode() + b"\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            size = _end_last_line(file)
+            try:
+                file.write(line)
+                file.flush()
                 os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
+    except OSError as error:
+        raise InputError(
+            f"can't write {path}: {error.strerror or error}; make room, then run the same command again"
+        ) from error
 
-    def append(self, row: dict) -> None:
+
+def _end_last_line(file: BinaryIO) -> int:
+    """Give a whole last line its newline, cut a torn one off; the size of the file then."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    if file.read() in (b"", b"\n"):
+        return size
+    file.seek(0)
+    content = file.read()
+    start = content.rfind(b"\n") + 1
+    if _parse(content[start:]) is None:
+        file.truncate(start)
+    else:
+        file.write(b"\n")
+        file.flush()
+    return file.seek(0, os.SEEK_END)
+
+
+class RowLog:
+    """The rows of one run, which this process alone may append to; `claimed_rows` makes it."""
+
+    def __init__(self, path: Path, key: RowKey, rows: dict[tuple, Row], manifest: dict[str, Any]):
+        self.path, self.rows, self._key, self._manifest = path, rows, key, manifest
+
+    def append(self, row: Row) -> None:
         """Write one row; on return it would survive a power cut."""
-        if self._file is None:
-            self._file = self.path.open("ab")
-        self._file.write(json.dumps(row, ensure_ascii=True).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        append_row(self.path, row)
         self.rows[self._key(row)] = row
 
+    def note(self, **entries: Any) -> None:
+        """Write entries into the manifest, beside the configuration."""
+        self._manifest |= entries
+        write_manifest(manifest_path(self.path), self._manifest)
 
-def append_failure(path: Path, row: dict) -> None:
-    """Append one failure; a line that a kill tore is ended first, so that what it says is kept."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(row).encode() + b"\n")
-
-
-def _flatten(value, prefix="") -> dict:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {k: v for name, part in value.items() for k, v in _flatten(part, f"{prefix}.{name}".strip(".")).items()}
+    def note_run(self, **run: Any) -> None:
+        """Add this run to the manifest's list of them."""
+        earlier = self._manifest.get("runs")
+        self.note(runs=[*(earlier if isinstance(earlier, list) else []), run])
 
 
-def match_manifest(path: Path, settings: dict, has_rows: bool) -> dict:
-    """The manifest of `path`'s rows, which must have been made with `settings`; a new one where there are no rows.
+@contextlib.contextmanager
+def claimed_rows(
+    path: Path, key: RowKey, configuration: Mapping[str, Any], grows: Collection[str] = ()
+) -> Iterator[RowLog]:
+    """The rows in `path`, which must have been made with `configuration`, while no other process can append to them.
+
+    What is in `path` is looked at before anything is written, and a file that is refused stays as it is.
 
     Args:
         path: the JSONL file.
-        settings: JSON values, nested as the manifest shows them. A key of `settings["answers"]` that only one side
-            has is a model that came or went, no change.
-        has_rows: whether there are rows already.
+        key: of a row, as in `read_keyed`.
+        configuration: all that could change a row; it may change while there are none.
+        grows: as in `claim`.
 
     Raises:
-        InputError: a setting differs, or there are rows and no manifest.
+        InputError: another process is at it, a setting differs, a row is damaged, or nobody knows how rows were made.
     """
     file = manifest_path(path)
-    if not file.exists():
-        if has_rows:
-            raise InputError(f"{path} has rows but no {file.name}, so nobody knows how they were made; move the file")
-        return {"settings": settings, "runs": []}
-    manifest = read_json(file)
-    if not has_rows:
-        return {**manifest, "settings": settings}
-    old, new = _flatten(manifest.get("settings", {})), _flatten(settings)
-    ignored = {k for k in old.keys() ^ new.keys() if k.startswith("answers.")}
-    for name in sorted((old.keys() | new.keys()) - ignored):
-        if old.get(name) != new.get(name):
-            raise InputError(
-                f"{path} was made with {name} = {old.get(name)!r}, now it is {new.get(name)!r}; "
-                f"go on with the former, or pass another --out"
-            )
-    merged = dict(settings)
-    if "answers" in settings:
-        merged["answers"] = {**manifest["settings"].get("answers", {}), **settings["answers"]}
-    return {**manifest, "settings": merged}
+    with locked(path.with_name(f"{path.name}.lock"), path):
+        manifest = read_manifest(file, path)
+        if manifest is None and path.exists() and (path.is_dir() or path.stat().st_size):
+            raise InputError(f"{path} is there but no {file.name}, so nobody knows how it was made; move it away")
+        rows = read_keyed(path, key)
+        if manifest is not None and not rows:
+            write_manifest(file, {**manifest, CONFIGURATION: as_json(configuration)})
+        yield RowLog(path, key, rows, claim(file, configuration, path, grows))
 
 
 def versions() -> dict[str, str]:
     """The installed versions of what decides results."""
     from importlib import metadata
 
-    found = {}
+    installed = {}
     for name in ("ctxaware", "fschat", "openai", "transformers", "tokenizers", "torch", "peft"):
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            installed[name] = metadata.version(name)
+    return installed

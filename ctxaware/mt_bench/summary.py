@@ -2,20 +2,24 @@
 
 import contextlib
 import io
+import json
+import tempfile
 from argparse import Namespace
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ctxaware import plots
 from ctxaware.errors import InputError
 from ctxaware.intervals import mean_interval
-from ctxaware.mt_bench.answers import MAX_NEW_TOKENS
 from ctxaware.mt_bench.fastchat import RELEASED_SHA256, load_fastchat
-from ctxaware.mt_bench.plan import row_key
-from ctxaware.mt_bench.store import Layout, manifest_path, read_json, read_rows
+from ctxaware.mt_bench.protocol import MAX_NEW_TOKENS
+from ctxaware.mt_bench.rows import failure_key, judgment_key
+from ctxaware.mt_bench.store import Layout, manifest_path, read_keyed
+from ctxaware.runs.claim import CONFIGURATION, read_manifest
 
 _DIFFERENCES = (-9.0, 9.0)  # of two ratings from 1 to 10
 
@@ -64,26 +68,31 @@ class Results:
     def __init__(self, out: str | Path, judge_model: str | None = None, model_ids: list[str] | None = None):
         layout = Layout(Path(out))
         self.path = layout.judgments(judge_model) if judge_model else _only_judge(layout)
-        if not manifest_path(self.path).exists():
+        manifest = read_manifest(manifest_path(self.path), self.path)
+        if manifest is None:
             raise InputError(f"{self.path} has no judgments yet; run ctxaware mt-bench judge")
-        self.manifest = read_json(manifest_path(self.path))
-        known = list(self.manifest["settings"]["answers"])
+        settings = manifest[CONFIGURATION]
+        try:
+            known = list(settings["answers"].keys())
+            self._category = {(q, t): str(c) for q, c, n in manifest["questions"] for t in range(1, n + 1)}
+            self._data, self.judge_model = dict(settings["data"]), str(settings["judge_model"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{manifest_path(self.path)} is no manifest of judgments ({type(error).__name__}: {error}); restore "
+                f"it, or run ctxaware mt-bench judge"
+            ) from error
         self.models = list(dict.fromkeys(model_ids or known))
         unknown = [model for model in self.models if model not in known]
         if unknown:
-            raise InputError(f"--model-id {unknown[0]!r} is not judged in {self.path}; it has {', '.join(known)}")
-        self._category = {(q, t): c for q, c, n in self.manifest["questions"] for t in range(1, n + 1)}
+            raise InputError(f"model {unknown[0]!r} is not judged in {self.path}; it has {', '.join(known)}")
         self.categories = list(dict.fromkeys(self._category.values()))
-        rows = {row_key(row): row for row in read_rows(self.path)}
+        rows = read_keyed(self.path, judgment_key)
         self.rows = {(model, q, turn): row for (model, q, _, turn), row in rows.items() if model in self.models}
-        self.failures = {}
-        for row in read_rows(layout.failures(self.path)):
-            key = row["model"], row["question_id"], row["turn"]
-            if key not in self.rows and row["model"] in self.models:
-                self.failures[key] = row["kind"]
-        self._answer_manifests = {
-            model: read_json(file) for model in self.models if (file := manifest_path(layout.answers(model))).exists()
+        failures = read_keyed(layout.failures(self.path), failure_key, last_counts=True)
+        self.failures = {
+            key: row["kind"] for key, row in failures.items() if key not in self.rows and key[0] in self.models
         }
+        self._answer_limits = {model: _answer_limit(layout, model) for model in self.models}
 
     @property
     def n_expected(self) -> int:
@@ -125,7 +134,7 @@ class Results:
         """
         if len(self.models) > len(plots.CATEGORICAL):
             raise InputError(
-                f"a picture holds {len(plots.CATEGORICAL)} models, got {len(self.models)}; choose with --model-id"
+                f"a picture holds {len(plots.CATEGORICAL)} models, got {len(self.models)}; choose some of them"
             )
         groups = [*((category, category) for category in self.categories), ("all", None)]
         bars = {}
@@ -133,7 +142,7 @@ class Results:
             total = self.cell(model)
             label = f"{model} ({total.n_scored}/{total.n_expected} scored)"
             bars[label] = [self.cell(model, category=category).mean for _, category in groups]
-        title = f"MT-Bench, judged by {self.manifest['settings']['judge_model']}"
+        title = f"MT-Bench, judged by {self.judge_model}"
         plots.rating_bars([name for name, _ in groups], bars, title, path)
 
     def flags(self) -> list[str]:
@@ -148,36 +157,48 @@ class Results:
             )
             if counts:
                 lines.append(f"{model}: {_listed(counts)}")
-            limit = self._answer_manifests.get(model, {}).get("settings", {}).get("max_new_tokens", MAX_NEW_TOKENS)
+            limit = self._answer_limits[model]
             if limit != MAX_NEW_TOKENS:
                 lines.append(f"{model}: answers limited to {limit} new tokens, FastChat's limit is {MAX_NEW_TOKENS}")
         returned = sorted({str(row.get("judge_returned_model")) for row in self.rows.values()})
         if len(returned) > 1:
             lines.append(f"the endpoint judged with several models: {', '.join(returned)}")
-        data = self.manifest["settings"]["data"]
-        lines += [f"{n} is not the released file" for n, h in RELEASED_SHA256.items() if data.get(n) != h]
+        lines += [f"{n} is not the released file" for n, h in RELEASED_SHA256.items() if self._data.get(n) != h]
         return lines
 
     def fastchat_summary(self) -> str:
-        """What FastChat's own `show_result` prints for the judgment file."""
+        """What FastChat's own `show_result` prints for these ratings."""
         if not self.rows:
             return "no ratings yet\n"
         fastchat = load_fastchat()
-        arguments = Namespace(
-            bench_name="mt_bench", input_file=str(self.path), judge_model=None, model_list=list(self.models)
-        )
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            fastchat.display_result_single(arguments)
-        return printed.getvalue()
+        with tempfile.TemporaryDirectory() as folder:  # it can't read past a torn last line
+            whole = Path(folder) / self.path.name
+            whole.write_text("".join(json.dumps(row) + "\n" for row in self.rows.values()), encoding="utf-8")
+            arguments = Namespace(
+                bench_name="mt_bench", input_file=str(whole), judge_model=None, model_list=list(self.models)
+            )
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                fastchat.display_result_single(arguments)
+        return printed.getvalue().replace(str(whole), str(self.path))
+
+
+def _answer_limit(layout: Layout, model: str) -> Any:
+    """The limit on new tokens under which a model answered; FastChat's where its answers came from elsewhere."""
+    path = layout.answer_dir / f"{model}.jsonl"
+    manifest = read_manifest(manifest_path(path), path)
+    return MAX_NEW_TOKENS if manifest is None else manifest[CONFIGURATION].get("max_new_tokens", MAX_NEW_TOKENS)
 
 
 def _only_judge(layout: Layout) -> Path:
-    found = sorted((layout.out / "model_judgment").glob("*_single.manifest.json"))
-    if len(found) != 1:
-        names = ", ".join(read_json(file)["settings"]["judge_model"] for file in found)
-        what = f"judgments of {names}; choose one with --judge-model" if found else "no judgments; run mt-bench judge"
-        raise InputError(f"{layout.out} has {what}")
-    return found[0].with_name(found[0].name.replace(".manifest.json", ".jsonl"))
+    manifests = sorted((layout.out / "model_judgment").glob("*_single.manifest.json"))
+    paths = [file.with_name(file.name.replace(".manifest.json", ".jsonl")) for file in manifests]
+    if not paths:
+        raise InputError(f"{layout.out} has no judgments; run ctxaware mt-bench judge")
+    if len(paths) > 1:
+        stored = [read_manifest(file, path) or {} for file, path in zip(manifests, paths, strict=True)]
+        names = ", ".join(str(manifest.get(CONFIGURATION, {}).get("judge_model")) for manifest in stored)
+        raise InputError(f"{layout.out} has judgments of {names}; choose one judge")
+    return paths[0]
 
 
 def _listed(counts: Counter) -> str:

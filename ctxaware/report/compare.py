@@ -21,7 +21,7 @@ MISMATCHES = {  # what may differ between two runs, and what it means where it d
     LIMIT: "runs on a part of the task's documents (--limit)",
     GENERATION: "generation settings",
 }
-_N_SIGN_FLIPS = 9_999
+_N_DRAWS, _BATCH = 10_000, 500  # of sign flips
 _EXACT_UP_TO = 13  # clusters that differ: all 2^13 sign flips are gone through
 
 
@@ -142,15 +142,21 @@ def _mismatches(
     if n_other := sum(x.get("target_hash") != y.get("target_hash") for x, y in rows):
         yield Mismatch(VERSIONS, f"{name}: {n_other} of {len(rows)} gold answers differ")
     for run, which in ((before, "first"), (after, "second")):
-        counts = run.of_task("n-samples") or {}
+        counts = run.of_task("n-samples")
         if counts.get("original") != counts.get("effective"):
             n, total = counts.get("effective"), counts.get("original")
             yield Mismatch(LIMIT, f"{name}: the {which} run has {n} of {total} documents")
-    settings = [(run.of_task("configs") or {}).get("generation_kwargs") or {} for run in (before, after)]
+    settings = [_generation(run) for run in (before, after)]
     if settings[0] != settings[1]:
         keys = sorted(k for k in settings[0].keys() | settings[1].keys() if settings[0].get(k) != settings[1].get(k))
         values = ", ".join(f"{k} {settings[0].get(k)} against {settings[1].get(k)}" for k in keys)
         yield Mismatch(GENERATION, f"{name}: {values}")
+
+
+def _generation(run: TaskRun) -> dict:
+    config = run.of_task("configs")
+    settings = config.get("generation_kwargs") if isinstance(config, dict) else None
+    return settings if isinstance(settings, dict) else {}
 
 
 def _why(before: TaskRun, after: TaskRun) -> str:
@@ -185,5 +191,8 @@ def sign_flip(differences: Sequence[float], clusters: Sequence[str]) -> float:
     if len(size) <= _EXACT_UP_TO:
         signs = 1 - 2 * ((np.arange(2 ** len(size))[:, None] >> np.arange(len(size))) & 1)
         return float(np.mean(signs @ size <= observed + 1e-9))
-    signs = 1 - 2 * np.random.default_rng(0).integers(2, size=(_N_SIGN_FLIPS, len(size)), dtype=np.int8)
-    return float((1 + np.sum(signs @ size <= observed + 1e-9)) / (1 + _N_SIGN_FLIPS))
+    rng, n_as_low = np.random.default_rng(0), 0
+    for _ in range(_N_DRAWS // _BATCH):
+        signs = 1.0 - 2.0 * rng.integers(2, size=(_BATCH, len(size)))
+        n_as_low += int(np.sum(signs @ size <= observed + 1e-9))
+    return (1 + n_as_low) / (1 + _N_DRAWS)

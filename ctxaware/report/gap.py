@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -10,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ctxaware.errors import InputError
-from ctxaware.harness.paths import tasks_folder
 from ctxaware.intervals import DIFFERENCE, Interval, mean_interval
-from ctxaware.models import resolved_revision
-from ctxaware.report.samples import TaskRun, cluster, find_samples, read_task
+from ctxaware.models import model_fingerprint
+from ctxaware.report.evaluation import read_run, run_tasks
+from ctxaware.report.samples import TaskRun, cluster
 from ctxaware.report.tables import Table, mean_score
 from ctxaware.runs.claim import LOCK, RUN, claim, locked
-from ctxaware.runs.files import remove_unfinished, whole_folder, write_text
+from ctxaware.runs.files import write_text
 
 NEEDLE_TASK = "nih_ctx"
 READING_TASKS = ("squad_contain", "quac_contain", "drop_contain")
@@ -126,9 +127,10 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:
             if any(cell.template for cell, _ in todo if cell.model == model):
                 _require_template(plan, model)
             lm = _load(plan, model)
-            for cell, task in todo:
-                if cell.model == model:
-                    _evaluate(lm, plan, cell, task, out)
+            of_model = [(cell, task) for cell, task in todo if cell.model == model]
+            # cells that differ only in how a prompt ends go in one evaluation, where they share all before it
+            for (_, task), together in itertools.groupby(of_model, key=lambda pair: (pair[0].template, pair[1])):
+                _evaluate(lm, plan, [cell for cell, _ in together], task, out)
             del lm
             gc.collect()  # the harness's models are cyclic: without this two would share the device's memory
         return summarise(plan, out)
@@ -139,7 +141,7 @@ def _configuration(plan: Plan) -> dict[str, Any]:
     folders = {model: name for model, name in plan.models.items() if Path(name).is_dir()}
     return {
         "models": plan.models,
-        "weights": {model: resolved_revision(name, None) for model, name in folders.items()},
+        "weights": {model: model_fingerprint(name) for model, name in folders.items()},
         "settings": plan.settings,
         "backend": plan.backend,
         "model_args": plan.model_args,
@@ -159,55 +161,34 @@ def _load(plan: Plan, model: str):
     import torch
     from lm_eval.api.registry import get_model
 
+    from ctxaware.harness.model import ContextLM
+
+    kind = ContextLM if plan.backend == "hf" else get_model(plan.backend)
     here = "cuda" if torch.cuda.is_available() else "cpu"
     more = {"batch_size": plan.batch_size, "device": plan.device or (here if plan.backend == "hf" else None)}
     try:
-        return get_model(plan.backend).create_from_arg_obj(plan.arguments(model), more)
+        return kind.create_from_arg_obj(plan.arguments(model), more)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"can't load --{model} {plan.models[model]}: {str(error).splitlines()[0]}") from error
 
 
-def _evaluate(lm, plan: Plan, cell: Cell, task: str, out: Path) -> None:
-    from lm_eval import simple_evaluate
-    from lm_eval.loggers import EvaluationTracker
-    from lm_eval.tasks import TaskManager
-
-    name, arguments = cell.task(task), plan.arguments(cell.model)
-    manager = TaskManager(
-        include_path=str(tasks_folder()),
-        include_defaults=False,
-        metadata={**arguments, **plan.settings},
+def _evaluate(lm: Any, plan: Plan, together: list[Cell], task: str, out: Path) -> None:
+    """Run cells of one model, with or without its template, and save each in a folder of its own."""
+    run_tasks(
+        lm,
+        {cell.task(task): cell.folder(out, task) for cell in together},
+        arguments=plan.arguments(together[0].model),
+        settings=plan.settings,
+        template=together[0].template,
+        cache=out / "cache" / together[0].model,
     )
-    remove_unfinished(cell.folder(out, task))
-    with whole_folder(cell.folder(out, task)) as folder:
-        tracker = EvaluationTracker(output_path=str(folder))
-        results = simple_evaluate(
-            model=lm,
-            model_args=arguments,
-            tasks=[name],
-            task_manager=manager,
-            apply_chat_template=cell.template,
-            use_cache=str(out / "cache" / cell.model),
-            log_samples=True,
-            evaluation_tracker=tracker,
-            bootstrap_iters=0,
-        )
-        samples = results.pop("samples")
-        tracker.save_results_aggregated(results=results, samples=samples)
-        tracker.save_results_samples(task_name=name, samples=samples[name])
-        find_samples(folder, name)  # the tracker only logs a failure to write
-
-
-def _read(cell: Cell, out: Path, task: str) -> TaskRun:
-    (file,) = find_samples(cell.folder(out, task), cell.task(task))
-    return read_task(file)
 
 
 def summarise(plan: Plan, out: Path) -> dict[str, Any]:
     """Means of all cells and paired differences between them, each with a 95% interval by cluster."""
     summary: dict[str, Any] = {"cells": {}, "effects": {}}
     for task in plan.tasks:
-        runs = {cell: _read(cell, out, task) for cell in cells(task, plan.models)}
+        runs = {cell: read_run(cell.folder(out, task), cell.task(task)) for cell in cells(task, plan.models)}
         summary["cells"][task] = {cell.title: mean_score(run).interval() for cell, run in runs.items()}
         summary["effects"][task] = {
             name: _difference(runs[first], runs[second])

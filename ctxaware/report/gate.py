@@ -1,9 +1,9 @@
 """The gate: is a run worse than another by more than a limit? For each task and their mean.
 
 *fail* means that a drop over the limit is shown, *pass* that one is excluded, each with the confidence asked for.
-Otherwise the answer is *inconclusive*. Several tasks are several chances to fail by luck, so their p-values are adjusted
-by Holm's method. To pass, every task has to, which needs no adjustment: luck would have to strike everywhere (an
-intersection-union test).
+Otherwise the answer is *inconclusive*. Several tasks are several chances to fail by luck, so their p-values are
+adjusted by Holm's method. To pass, every task has to, which needs no adjustment: luck would have to strike everywhere
+(an intersection-union test).
 """
 
 import math
@@ -167,12 +167,11 @@ def judge(pairs: Sequence[Pairs], max_drop: float, confidence: float) -> list[Ju
     subjects = [(mean_of_tasks([part]), [each]) for part, each in zip(parts, pairs, strict=True)]
     if len(pairs) > 1:
         subjects.append((mean_of_tasks(parts), list(pairs)))
-    p_fail = holm([_p_fail(difference, of, max_drop) for difference, of in subjects])
+    p_fail, p_pass = zip(*(p_values(difference, of, max_drop) for difference, of in subjects), strict=True)
     strictest = alpha / len(subjects)  # Holm's first step
     judgments = []
-    for (difference, of), p in zip(subjects, p_fail, strict=True):
-        p_pass = difference.p_above(-max_drop)
-        verdict = FAIL if p < alpha else PASS if p_pass < alpha else INCONCLUSIVE
+    for (difference, of), p, q in zip(subjects, holm(p_fail), p_pass, strict=True):
+        verdict = FAIL if p < alpha else PASS if q < alpha else INCONCLUSIVE
         to_decide = n_to_decide(difference, max_drop, strictest, alpha) if verdict == INCONCLUSIVE else None
         kinds = dict.fromkeys(each.cluster_kind for each in of)
         judgments.append(
@@ -190,7 +189,7 @@ def judge(pairs: Sequence[Pairs], max_drop: float, confidence: float) -> list[Ju
                 gains=sum(each.gains for each in of),
                 mcnemar_p=of[0].mcnemar() if len(of) == 1 else None,
                 p_fail=p,
-                p_pass=p_pass,
+                p_pass=q,
                 detectable_drop=detectable_drop(difference, max_drop, strictest),
                 n_to_decide=to_decide,
                 verdict=verdict,
@@ -199,11 +198,15 @@ def judge(pairs: Sequence[Pairs], max_drop: float, confidence: float) -> list[Ju
     return judgments
 
 
-def _p_fail(difference: MeanOfTasks, pairs: Sequence[Pairs], max_drop: float) -> float:
-    """Of the score test, and never smaller than the exact test of no drop at all."""
+def p_values(difference: MeanOfTasks, pairs: Sequence[Pairs], max_drop: float) -> tuple[float, float]:
+    """One-sided p-values for *fail* and for *pass*, of one task or of the mean of several.
+
+    That of *fail* is the score test's, and never smaller than the exact test's of no drop at all: three flips of 400
+    questions, all to the worse, are no proof.
+    """
     weighted = np.concatenate([each.differences / len(each.rows) for each in pairs])
     exact = sign_flip(weighted, [name for each in pairs for name in each.clusters])
-    return max(difference.p_below(-max_drop), exact)
+    return max(difference.p_below(-max_drop), exact), difference.p_above(-max_drop)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

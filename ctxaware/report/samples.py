@@ -73,8 +73,7 @@ class TaskRun:
 
     def of_task(self, key: str) -> Any:
         """What the results file says of this task under `key` (versions, n-shot, configs, …); None where nothing."""
-        table = self.results.get(key)
-        return table.get(self.task) if isinstance(table, dict) else None
+        return _of_task(self.results, key, self.task)
 
     @property
     def model(self) -> str:
@@ -117,13 +116,14 @@ class TaskRun:
         return sorted(self._choose(metric)[1], key=lambda row: row["doc_id"])
 
     def _choose(self, metric: str | None) -> tuple[str, list[dict]]:
-        filters = list(dict.fromkeys(row.get("filter", "none") for row in self.rows))
-        names = [name for name in self.rows[0].get("metrics") or ["score"] if isinstance(name, str)]
+        filters = list(dict.fromkeys(_filter(row) for row in self.rows))
+        listed = self.rows[0].get("metrics", ["score"])
+        names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
         name, _, chosen = (metric or ("score" if "score" in names or len(names) != 1 else names[0])).partition(",")
         known = names if len(filters) == 1 else [f"{n},{f}" for n in names for f in filters]
         if name not in names or (chosen or filters[0]) not in filters or (len(filters) > 1 and not chosen):
             raise InputError(f"{self.task} has no metric {metric or 'score'!r}; it has {', '.join(known)}")
-        return name, [row for row in self.rows if row.get("filter", "none") == (chosen or filters[0])]
+        return name, [row for row in self.rows if _filter(row) == (chosen or filters[0])]
 
 
 def cluster(row: dict) -> tuple[str, str]:
@@ -224,27 +224,37 @@ def _parse(text: str, where: str) -> dict:
     return value
 
 
+def _filter(row: dict) -> str:
+    """The harness scores an answer once for each of the task's filters."""
+    return str(row.get("filter", "none"))
+
+
+def _of_task(results: dict, key: str, task: str) -> Any:
+    table = results.get(key)
+    return table.get(task) if isinstance(table, dict) else None
+
+
 def _check_documents(file: SampleFile, rows: list[dict], results: dict) -> None:
     """Each document once a filter, and as many as the results file counts."""
-    by_filter: dict[Any, set[int]] = {}
+    by_filter: dict[str, set[int]] = {}
     for row in rows:
         number = row.get("doc_id")
         if not isinstance(number, int) or isinstance(number, bool):
             raise InputError(f"{file.path}: a line has doc_id {number!r}, expected the number of a document")
-        seen = by_filter.setdefault(str(row.get("filter", "none")), set())
+        seen = by_filter.setdefault(_filter(row), set())
         if number in seen:
             raise InputError(f"{file.path} has document {number} twice; run the task again")
         seen.add(number)
-    counts = results.get("n-samples")
-    counts = counts.get(file.task) if isinstance(counts, dict) else None
     if not results:
         return
+    counts = _of_task(results, "n-samples", file.task)
     if not isinstance(counts, dict) or not isinstance(counts.get("effective"), int):
         raise InputError(f"{file.results_path} does not say how many documents {file.task} has; run the task again")
     expected = counts["effective"]
     for name, seen in by_filter.items():
         if len(seen) != expected:
-            missing = sorted(set(range(expected)) - seen)[:5] if expected > len(seen) else []
+            is_counted_from_0 = max(seen) < expected  # else a choice of documents: --samples
+            missing = sorted(set(range(expected)) - seen)[:5] if is_counted_from_0 else []
             which = f", without {', '.join(map(str, missing))} …" if missing else ""
             filtered = f" of filter {name}" if len(by_filter) > 1 else ""
             raise InputError(
@@ -255,12 +265,11 @@ def _check_documents(file: SampleFile, rows: list[dict], results: dict) -> None:
 
 def _check_hashes(file: SampleFile, rows: list[dict], results: dict) -> None:
     """The file's documents, prompts and targets are those that the results file recorded."""
-    recorded = results.get("task_hashes")
-    recorded = recorded.get(file.task) if isinstance(recorded, dict) else None
+    recorded = _of_task(results, "task_hashes", file.task)
     if recorded is None:
         return
     text = "".join(str(row.get(key)) for row in rows for key in ("doc_hash", "prompt_hash", "target_hash"))
-    if hashlib.sha256(text.encode()).hexdigest() != recorded:
+    if hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() != recorded:
         raise InputError(
             f"{file.path} is not of the run that {file.results_path.name} describes: documents, prompts or targets "
             "differ; keep the files of a run together"

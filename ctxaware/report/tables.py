@@ -5,19 +5,22 @@ does not have is an empty cell.
 """
 
 import math
+import re
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ctxaware.errors import InputError
 from ctxaware.intervals import UNIT, BoundedMean, Interval, mean_of_tasks
-from ctxaware.report.compare import pair
+from ctxaware.report.compare import MISSING, VERSIONS, pair
 from ctxaware.report.samples import TaskRun, cluster
 
 Run = Mapping[str, TaskRun]  # by task
 INDICATOR_SUFFIX = "_ind"
 TASK_TITLES = {"nih_ctx": "NIH", "squad_contain": "SQuAD", "quac_contain": "QuAC", "drop_contain": "DROP"}
-_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*_`<>[]"} | {"\n": " ", "\r": " "})
+# what Markdown would take for markup; an underscore inside a word and a "<" before a space are none
+_MARKDOWN = re.compile(r"[\\|*`\[\]]|(?<!\w)_|_(?!\w)|<(?=\S)|&(?=[#\w])")
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "β": r"$\beta$", "−": "$-$"}
@@ -46,7 +49,7 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[Cell, ...]]
+    rows: Sequence[tuple[Cell, ...]]
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -61,12 +64,13 @@ class Table:
         """As a Markdown table without its title and note; text from data is escaped."""
         lines = [list(self.columns), ["---"] * len(self.columns)]
         for row in self.rows:
-            lines.append([cell.translate(_MARKDOWN) if isinstance(cell, str) else cell_text(cell) for cell in row])
+            lines.append([escape_markdown(cell) if isinstance(cell, str) else cell_text(cell) for cell in row])
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def latex(self) -> str:
         """As a LaTeX table (booktabs)."""
         lines = [" & ".join(cell.translate(_LATEX) for cell in line) + r" \\" for line in (self.columns, *self.texts())]
+        lines = ["{}" * line.startswith("[") + line for line in lines]  # else it is an argument of the line end before
         return "\n".join(
             [
                 r"\begin{table}",
@@ -95,11 +99,21 @@ class Table:
         return pandas.DataFrame(columns)
 
 
+def escape_markdown(text: str) -> str:
+    """Text from data as itself: nothing in it is markup."""
+    return _MARKDOWN.sub(r"\\\g<0>", _printable(text))
+
+
+def _printable(text: str) -> str:
+    """On one line, and without what would steer a terminal or can't be written as UTF-8."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+
+
 def cell_text(cell: Cell) -> str:
     """A cell as it reads: three decimals for a figure, nothing for what is not there."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
-    return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
+    return f"{cell:.3f}" if isinstance(cell, float) else _printable(str(cell))
 
 
 def mean_score(run: TaskRun, metric: str | None = None) -> BoundedMean:
@@ -236,11 +250,16 @@ def paired_table(runs: Mapping[str, TaskRun], metric: str | None = None) -> Tabl
     """Scores of one task in several runs, and their paired differences to the first one.
 
     Raises:
-        InputError: a run was asked no question of the first run's.
+        InputError: a run was asked other questions than the first, or in another version of the task.
     """
     first, rows = next(iter(runs.values())), []
     for name, run in runs.items():
-        difference = None if run is first else pair(first, run, metric).difference().interval()
+        difference = None
+        if run is not first:
+            pairs = pair(first, run, metric)
+            if others := [m.text for m in pairs.mismatches if m.kind in (MISSING, VERSIONS)]:
+                raise InputError(f"{name} does not compare with {next(iter(runs))}: {'; '.join(others)}")
+            difference = pairs.difference().interval()
         mean = mean_score(run, metric)
         rows.append((name, mean.interval(), difference, mean.n))
     columns = ("run", "score [95% interval]", "difference to the first, paired", "n")

@@ -1,6 +1,7 @@
 """Files and folders that are there whole or not at all."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -109,3 +110,17 @@ def refuse_own_input(output: Path, written: Iterable[Path], read: Iterable[Path]
         for target in written:
             if target.exists() and source.exists() and target.samefile(source):
                 raise InputError(f"writing to {output} would overwrite {source}, which is read; choose another output")
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def sha256_of_json(value: Any) -> str:
+    """SHA-256 of a value's JSON with sorted keys: the same for the same content, however a file spells it."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ctxaware.data.conversations import find_file
 from ctxaware.errors import InputError
-from ctxaware.models import choose_dtype, load_config, load_model, load_tokenizer, resolved_revision
+from ctxaware.models import choose_dtype, load_config, load_model, load_tokenizer, model_fingerprint
 from ctxaware.runs.processes import on_main
 from ctxaware.runs.progress import progress_bar
 from ctxaware.scores import shards
@@ -95,7 +95,7 @@ def _manifest(run: ScoreRun, device: "torch.device") -> shards.Manifest:
         data_sha256=sha256,
         n_conversations=n_conversations,
         model=run.model,
-        revision=resolved_revision(run.model, config),
+        revision=model_fingerprint(run.model, run.revision),
         chat_template_sha256=hashlib.sha256(str(template).encode()).hexdigest(),
         layers=parse_layers(run.layer, text_config.num_hidden_layers),
         max_length=run.max_length,

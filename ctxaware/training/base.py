@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import INDICATOR, add_indicator
-from ctxaware.models import load_config, load_tokenizer, resolved_revision
+from ctxaware.models import load_config, load_tokenizer, model_fingerprint
 from ctxaware.runs.claim import CONFIGURATION, describe_difference, locked, read_manifest, write_manifest
 from ctxaware.runs.files import remove_unfinished, whole_folder
 from ctxaware.runs.processes import on_main, whole_models
@@ -67,7 +67,7 @@ def prepare_base(
         return Path(name).resolve()
     configuration = {
         "base": name,
-        "revision": resolved_revision(name, config),
+        "revision": model_fingerprint(name, revision),
         "chat_template_sha256": hashlib.sha256(tokenizer.chat_template.encode()).hexdigest(),
         "untied": untied,
     }

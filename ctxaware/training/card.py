@@ -23,7 +23,7 @@ from ctxaware.runs.claim import CONFIGURATION, RUN, read_manifest
 from ctxaware.runs.files import write_text
 from ctxaware.runs.secrets import redact_text, secrets_in
 from ctxaware.training.arguments import Arguments
-from ctxaware.training.checkpoints import DATA
+from ctxaware.training.checkpoints import DATA, WATCH
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 _RATIO = "selection/ratio"
@@ -109,6 +109,8 @@ def _how_it_was_trained(arguments: Arguments, ratio: float | None) -> str:
         rows["indicator"] = f"{INDICATOR} on instructions with a score above {indicator.threshold:g}"
         rows["scores by"] = inline_code(scores) + (", anew at each epoch" if indicator.rescore_each_epoch else "")
         rows["share with the indicator"] = "unknown" if ratio is None else f"{ratio:.4f}"
+    if (watched := out / WATCH).is_file() and (stopped := json.loads(watched.read_text())["stopped"]):
+        rows["stopped early"] = f"at step {stopped['step']}: {stopped['task']} changed by {stopped['change']:+.3f}"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     secrets = secrets_in([vars(run), vars(training), vars(model)])
     command = redact_text(shlex.join(sys.argv), secrets)

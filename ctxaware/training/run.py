@@ -16,7 +16,7 @@ from ctxaware.data.conversations import find_file, fingerprint
 from ctxaware.data.prepare import STATISTICS, PrepareRun, prepare_dataset
 from ctxaware.data.releases import DATASETS
 from ctxaware.errors import InputError, print_error
-from ctxaware.models import load_config, resolved_revision
+from ctxaware.models import model_fingerprint
 from ctxaware.runs.claim import locked_by_all
 from ctxaware.runs.processes import on_main
 from ctxaware.runs.secrets import redacted
@@ -87,9 +87,9 @@ def configuration(arguments: Arguments) -> dict[str, Any]:
     model, run = arguments.model, arguments.run
     settings = asdict(run) | asdict(model) | (asdict(arguments.indicator) if arguments.indicator else {})
     settings |= {k: v for k, v in arguments.training.to_dict().items() if not k.startswith(_FREE)}
+    del settings["watch_every"]
     settings["num_processes"] = PartialState().num_processes
-    config = load_config(model.model_name_or_path, model.model_revision)
-    settings["base_weights"] = resolved_revision(model.model_name_or_path, config)
+    settings["base_weights"] = model_fingerprint(model.model_name_or_path, model.model_revision)
     files = {"data": run.data, "scores": arguments.indicator.scores if arguments.indicator else None}
     for name, path in files.items():
         if path and Path(path).exists():

@@ -89,7 +89,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(data_dir, tmp_path):
     command += ["--data-dir", str(data_dir), "--out", str(tmp_path / "out")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr.strip().splitlines()[-1].startswith("error: --model-id 'a/b'")
+    assert result.stderr.strip().splitlines()[-1].startswith("error: model_id 'a/b'")
     assert "Traceback" not in result.stderr
 
 

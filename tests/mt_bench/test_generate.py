@@ -4,8 +4,8 @@ import torch
 from support.mt_bench import tiny_model
 
 from ctxaware.errors import InputError
-from ctxaware.mt_bench.endpoint import CallFailed
-from ctxaware.mt_bench.generate import TOP_K, LocalModel, SeededSampling
+from ctxaware.mt_bench.calls import CallFailed
+from ctxaware.mt_bench.generate import TOP_K, LocalModel, SeededSampling, parameters_sha256
 
 TEXTS = ["Hi", "Tell me of the long sea and its many small fish.", "What?", "Ice is water that stands still."]
 CONVERSATIONS = [[{"role": "user", "content": text}] for text in TEXTS]
@@ -131,12 +131,19 @@ def test_a_prompt_that_fills_the_window_is_a_failure_of_that_row_alone(tokenizer
 
 def test_the_weights_hash_notices_any_parameter(tokenizer):
     model = tiny_model(tokenizer)
-    before = LocalModel(model, tokenizer, 4).describe()
+    before = parameters_sha256(model)
+    assert parameters_sha256(model) == before
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.mul_(1.0001)
-    after = LocalModel(model, tokenizer, 4).describe()
-    assert before.pop("weights_sha256") != after.pop("weights_sha256")
-    assert before == after
+    assert parameters_sha256(model) != before
+
+
+def test_a_token_past_the_embedding_is_told(tokenizer):
+    from support import tiny
+
+    small = tiny.tiny_llama(100)
+    with pytest.raises(InputError, match="embedding has 100 rows"):
+        LocalModel(small, tokenizer, 4).answer(CONVERSATIONS, 0.0, SEEDS)
 
 
 def test_a_tokenizer_without_a_template_is_refused(model, tokenizer):

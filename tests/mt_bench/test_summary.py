@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from support.mt_bench import QUESTIONS, write_answers
+from support.mt_bench import QUESTIONS, run_answer, write_answers
+from support.mt_bench import run_judge as judge
 from support.server import Say
 
 from ctxaware.errors import InputError
-from ctxaware.mt_bench.judge import judge
 from ctxaware.mt_bench.summary import Results
 from ctxaware.plots import CATEGORICAL
 
@@ -89,10 +89,8 @@ def test_flags_tell_what_a_reader_should_know(judged, server):
 
 
 def test_a_limit_on_answers_is_flagged(judged, server, tmp_path, data_dir):
-    from ctxaware.mt_bench.answers import answer
-
     server.reply = lambda body: Say(text="short", finish_reason="length")
-    answer("served", "cut", data_dir, tmp_path / "out", base_url=server.url, max_new_tokens=16)
+    run_answer("served", "cut", data_dir, tmp_path / "out", base_url=server.url, max_new_tokens=16)
     flags = Results(judged(["cut"], lambda m, i, turn: 5)).flags()
     assert "cut: answers limited to 16 new tokens, FastChat's limit is 1024" in flags
 
@@ -116,7 +114,7 @@ def test_what_was_not_judged_is_told(judged, arguments, says):
 def test_several_judges_must_be_chosen_from(judged, data_dir, server):
     out = judged(["m"], lambda *_: 5)
     judge(out, data_dir, "org/other", base_url=server.url)
-    with pytest.raises(InputError, match=r"judgments of judge, org/other; choose one with --judge-model"):
+    with pytest.raises(InputError, match=r"judgments of judge, org/other; choose one judge"):
         Results(out)
     assert Results(out, "org/other").complete
 
@@ -154,5 +152,5 @@ def test_the_picture_has_a_bar_for_each_average_and_none_for_what_is_missing(jud
 
 def test_more_models_than_colours_is_told(judged, tmp_path):
     out = judged([f"m{i}" for i in range(len(CATEGORICAL) + 1)], lambda *_: 5)
-    with pytest.raises(InputError, match="choose with --model-id"):
+    with pytest.raises(InputError, match="choose some of them"):
         Results(out).draw(tmp_path / "bars.png")

@@ -1,7 +1,10 @@
 """A small MT-Bench of our own, in FastChat's layout, and answers to it."""
 
 import json
+from dataclasses import fields
 
+from ctxaware.mt_bench import answers, judge
+from ctxaware.mt_bench.endpoint import EndpointSettings
 from support import tiny
 
 QUESTIONS = [
@@ -54,3 +57,19 @@ def tiny_model(tokenizer, window=2048):
         max_position_embeddings=window,
         initializer_range=0.3,  # so that the next token depends on the text
     )
+
+
+def _endpoint(options):
+    names = [field.name for field in fields(EndpointSettings)]
+    return EndpointSettings(**{name: options.pop(name) for name in names if name in options})
+
+
+def run_answer(model, model_id, data_dir, out, **options):
+    """`answer`, with the fields of both data classes as keyword arguments."""
+    endpoint = _endpoint(options) if "base_url" in options else None
+    return answers.answer(answers.AnswerRun(model, model_id, data_dir, out, endpoint=endpoint, **options))
+
+
+def run_judge(out, data_dir, judge_model, model_ids=None, **options):
+    """`judge`, with the fields of both data classes as keyword arguments."""
+    return judge.judge(judge.JudgeRun(out, data_dir, judge_model, model_ids, _endpoint(options)))

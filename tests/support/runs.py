@@ -80,7 +80,7 @@ def write_run(folder, tasks, date=DATE, model="model", results=None, **of_tasks)
 def hash_of(rows) -> str:
     """The harness's hash over a task's samples."""
     return hashlib.sha256(
-        "".join(row["doc_hash"] + row["prompt_hash"] + row["target_hash"] for row in rows).encode()
+        "".join(str(row[key]) for row in rows for key in ("doc_hash", "prompt_hash", "target_hash")).encode()
     ).hexdigest()
 
 

@@ -1,5 +1,6 @@
 """An OpenAI-compatible endpoint on loopback that does what a test tells it, also what no endpoint should."""
 
+import contextlib
 import json
 import threading
 import time
@@ -20,6 +21,7 @@ class Say:
         body: the whole body, instead of a completion.
         wait_seconds: before anything is sent.
         cut: close the connection in the middle of the body.
+        trickle: send the "head" or the "body" a byte at a time, for a minute.
     """
 
     text: str | None = "Good. Rating: [[7]]"
@@ -30,6 +32,7 @@ class Say:
     body: bytes | None = None
     wait_seconds: float = 0
     cut: bool = False
+    trickle: str = ""
     model: str = "judge-2026-01-01"
 
 
@@ -46,6 +49,10 @@ class Server:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def handle(self):
+                with contextlib.suppress(ConnectionError):
+                    super().handle()
+
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
@@ -54,6 +61,9 @@ class Server:
                     server.times.append(time.monotonic())
                     say = server.reply(body)
                 time.sleep(say.wait_seconds)
+                if say.trickle:
+                    self._trickle(say.trickle)
+                    return
                 content = say.body if say.body is not None else json.dumps(_completion(say)).encode()
                 try:
                     self.send_response(say.status)
@@ -66,6 +76,17 @@ class Server:
                     self.close_connection = True
                 if say.cut:
                     self.close_connection = True
+
+            def _trickle(self, part):
+                self.close_connection = True
+                head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n"
+                try:
+                    self.wfile.write(head + (b"\r\n" if part == "body" else b"X-Slow: "))
+                    for _ in range(600):
+                        self.wfile.write(b" ")
+                        time.sleep(0.1)
+                except ConnectionError:
+                    pass
 
             def log_message(self, *_):
                 pass

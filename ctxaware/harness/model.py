@@ -1,0 +1,73 @@
+"""`lm_eval --model ctxaware`: the harness's HF model with what measuring the use of the context needs.
+
+- `prefix_cache=true` (default): what prompts share is prefilled once, with the same answers (`harness/hf.py`);
+- `indicator=never|always`: `[IND]` on the user messages of any task (`harness/indicator.py`);
+- `steer_alpha=0.3,steer_heads=retrieval|all|heads.json`: attention to all but the user's tokens scaled down, in
+  prompts and answers (`harness/steering.py`).
+
+What changes the model itself is a class before `PrefixReuseLM`. It overrides `around_call`, opened around every call of
+the transformers model with the tokens of that call, and `cache_key`, which says how far two prompts may share keys and
+values; with `keeps_messages` set, `messages_of` gives the messages behind a prompt.
+"""
+
+import difflib
+import inspect
+from typing import Any
+
+from lm_eval.models.huggingface import HFLM
+
+from ctxaware.errors import InputError
+from ctxaware.harness.hf import PrefixReuseLM
+from ctxaware.harness.indicator import IndicatorMixin
+from ctxaware.harness.internals import one_line_in_lm_eval
+from ctxaware.harness.steering import SteeringMixin
+
+
+class ContextLM(IndicatorMixin, SteeringMixin, PrefixReuseLM):
+    """The harness's HF model with prefix reuse, the indicator and steering.
+
+    Args:
+        args, kwargs: as `HFLM`, and `prefix_cache`, `prefix_cache_tokens`, `indicator`, `steer_alpha`, `steer_heads`.
+
+    Raises:
+        InputError: an argument that is one of ours but for its spelling, or a value that it can't have.
+    """
+
+    keeps_messages = False  # True: `messages_of` knows what was rendered
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        with one_line_in_lm_eval():
+            refuse_misspelt(type(self), kwargs)
+        self._messages: dict[str, list[dict]] = {}
+        super().__init__(*args, **kwargs)
+
+    def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The prompt, as the back end writes it, of messages as they are sent."""
+        text = super().render(messages, add_generation_prompt)
+        if self.keeps_messages:
+            self._messages[text] = messages
+        return text
+
+    def messages_of(self, text: str) -> list[dict] | None:
+        """The messages, as sent, of which a prompt is the rendering or starts with it; None where there are none."""
+        start = text if text in self._messages else max(filter(text.startswith, self._messages), key=len, default="")
+        return self._messages.get(start)
+
+
+def own_arguments(cls: type) -> set[str]:
+    """Names of the arguments that our classes add to the harness's."""
+    ours = (each for each in cls.__mro__ if each.__module__.startswith("ctxaware.") and "__init__" in vars(each))
+    names = {name for each in ours for name in inspect.signature(vars(each)["__init__"]).parameters}
+    return names - {"self", "args", "kwargs"}
+
+
+def refuse_misspelt(cls: type, arguments: dict[str, Any]) -> None:
+    """Refuse what would go on to transformers as an option of the model but is nearly one of ours.
+
+    Raises:
+        InputError: names the nearest.
+    """
+    ours, known = own_arguments(cls), set(inspect.signature(HFLM.__init__).parameters)
+    for name in set(arguments) - ours - known:
+        if near := difflib.get_close_matches(name, ours, n=1, cutoff=0.7):
+            raise InputError(f"unknown model argument {name!r}; did you mean {near[0]!r}?")

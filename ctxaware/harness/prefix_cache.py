@@ -1,0 +1,274 @@
+"""Prompts in the order of their token ids, and the keys and values of what they share computed once.
+
+In that order each prompt's longest common prefix with all earlier ones is the one with the prompt just before,
+so one cache of batch size 1 is enough: it is cut back to that prefix and grown by what the prompt shares with
+the next. A batch gets copies of it, padded on the left as the harness pads, and only the tails are fed together.
+"""
+
+import contextlib
+import inspect
+import itertools
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+# Tokens that a forward pass of its own costs as much as, whatever it is fed: on a GPU reading the weights.
+LAUNCH_TOKENS = {"cpu": 16}
+_GPU_LAUNCH_TOKENS = 256
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix of two sequences."""
+    n = min(len(a), len(b))
+    # slices compare at C speed: find the first length at which they differ
+    return bisect_left(range(n), True, key=lambda i: a[: i + 1] != b[: i + 1]) if n else 0
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt of a model call.
+
+    Attributes:
+        input_ids: its tokens, as the model sees them (cut on the left where the window asks for it).
+        text: what was encoded, before it was cut; for log-likelihoods the context without the continuation.
+        n_scored: how many of the last positions' logits are needed: 1 to generate, a continuation's length to score.
+        cache_key: one entry a token, equal where keys and values may be shared; empty: the tokens decide.
+    """
+
+    input_ids: tuple[int, ...]
+    text: str = ""
+    n_scored: int = 1
+    cache_key: tuple = ()
+
+    @property
+    def key(self) -> tuple:
+        """`cache_key`, or the tokens."""
+        return self.cache_key or self.input_ids
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """What one call of the transformers model sees.
+
+    Attributes:
+        input_ids: `[batch, n_keys]`: the prompts' tokens that are keys in this call, cached ones included; padding
+            is on the left, on the right where the harness scores without reuse.
+        attention_mask: `[batch, n_keys]`, 0 on padding. Keys that come after these were generated.
+        prompts: the prompt of each row; the row may be its beginning only.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    prompts: tuple[Prompt, ...]
+
+
+Around = Callable[[ModelCall], contextlib.AbstractContextManager]
+
+
+class PrefixCache:
+    """The shared prefixes of prompts that are visited in the order of `plan`.
+
+    Args:
+        model: a causal language model for which `why_not_exact` knows no reason.
+        around: opens a context manager around every call of the model.
+    """
+
+    def __init__(self, model: PreTrainedModel, around: Around):
+        self.model, self._around = model, around
+        self._accepts = forward_parameters(model)
+        self._launch = LAUNCH_TOKENS.get(model.device.type, _GPU_LAUNCH_TOKENS)
+        self.n_computed = 0  # prompt tokens fed to the model by this object
+        self._shared: dict[tuple, int] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all keys and values."""
+        self._trunk, self._key = DynamicCache(), ()
+
+    def plan(self, prompts: Sequence[Prompt]) -> list[int]:
+        """The order in which to visit prompts, as indices; remembers what each shares with its neighbours."""
+        order = sorted(range(len(prompts)), key=lambda i: prompts[i].key)
+        keys = [prompts[i].key for i in order]
+        between = [0, *(common_prefix(a, b) for a, b in itertools.pairwise(keys)), 0]
+        self._shared = {}
+        for i, key in enumerate(keys):
+            self._shared[key] = max(between[i], between[i + 1], self._shared.get(key, 0))
+        return order
+
+    def fill(self, prompts: Sequence[Prompt]) -> tuple[DynamicCache, int]:
+        """A cache for a batch of prompts, padded on the left to the longest, and how many tokens are left to feed.
+
+        Args:
+            prompts: the rows, any order; the batches in the order of `plan`.
+
+        Returns:
+            The keys and values of all columns but the last `n_tail`, and `n_tail`.
+        """
+        order = sorted(range(len(prompts)), key=lambda i: prompts[i].key)
+        lengths = [len(p.input_ids) for p in prompts]
+        shared = [min(self._shared.get(p.key, 0), len(p.input_ids) - p.n_scored) for p in prompts]
+        n_tail = self._tail([n - s for n, s in zip(lengths, shared, strict=True)], max(p.n_scored for p in prompts))
+        width = max(lengths) - n_tail
+        rows = _Rows(len(prompts), width)
+        for i in order:
+            self._grow(prompts[i], max(shared[i], lengths[i] - n_tail))
+            rows.put(i, self._trunk, max(0, lengths[i] - n_tail))
+        self.n_computed += sum(min(n_tail, n) for n in lengths)
+        return rows.cache(), n_tail
+
+    def _tail(self, own: Sequence[int], n_scored: int) -> int:
+        """Tokens to feed to all rows together, so that the cost of all forward passes is least.
+
+        Args:
+            own: tokens of each row that no neighbour shares.
+            n_scored: the least it may be.
+        """
+
+        def cost(n_tail: int) -> int:
+            alone = sum(max(n - n_tail, self._launch) for n in own if n > n_tail)
+            return max(n_tail * len(own), self._launch) + alone
+
+        kinks = {n_scored, self._launch // len(own), *own, *(n - self._launch for n in own)}  # linear between these
+        return min({max(n, n_scored) for n in kinks}, key=lambda n: (cost(n), n))
+
+    def _grow(self, prompt: Prompt, n_tokens: int) -> None:
+        """Make the trunk the first `n_tokens` of a prompt, or more of it where that is there already."""
+        n_held = self._trunk.get_seq_length()
+        n_kept = min(common_prefix(self._key, prompt.key), n_held)
+        if n_held > n_kept:
+            self._trunk.crop(n_kept - n_held)
+        if n_kept < n_tokens:
+            self._key = ()  # nothing holds while the model runs: an error may leave layers of two lengths
+            input_ids = torch.tensor([prompt.input_ids[:n_tokens]], device=self.model.device)
+            self._forward(input_ids, torch.ones_like(input_ids), n_kept, self._trunk, (prompt,), 1)
+            self.n_computed += n_tokens - n_kept
+        self._key = prompt.key[: self._trunk.get_seq_length()]
+
+    def score(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
+        """Logits of the last `n_scored` positions of each prompt, `[n_scored, vocab]`."""
+        cache, n_tail = self.fill(prompts)
+        input_ids, attention_mask = left_padded([p.input_ids for p in prompts], self.model.device)
+        n_logits = max(p.n_scored for p in prompts)
+        n_cached = input_ids.shape[1] - n_tail
+        logits = self._forward(input_ids, attention_mask, n_cached, cache, tuple(prompts), n_logits)
+        return [row[-p.n_scored :] for row, p in zip(logits, prompts, strict=True)]
+
+    def _forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        n_cached: int,
+        cache: DynamicCache,
+        prompts: tuple[Prompt, ...],
+        n_logits: int,
+    ) -> torch.Tensor:
+        """Logits `[batch, n, vocab]`, n at least `n_logits`, of all columns after the first `n_cached`."""
+        optional = {
+            "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, n_cached:],
+            "logits_to_keep": n_logits,
+        }
+        optional = {name: value for name, value in optional.items() if name in self._accepts}
+        mask = None if attention_mask.all() else attention_mask
+        with torch.no_grad(), self._around(ModelCall(input_ids, attention_mask, prompts)):
+            return self.model(
+                input_ids=input_ids[:, n_cached:],
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                **optional,
+            ).logits
+
+
+class _Rows:
+    """The rows of a batch's cache, padded on the left to `width` columns."""
+
+    def __init__(self, n_rows: int, width: int):
+        self._n_rows, self._width = n_rows, width
+        self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def put(self, row: int, trunk: DynamicCache, n_tokens: int) -> None:
+        """Copy the trunk's first `n_tokens` to a row."""
+        if not n_tokens:
+            return
+        for layer_idx, layer in enumerate(trunk.layers):
+            if layer_idx == len(self._layers):
+                self._layers.append((self._empty(layer.keys), self._empty(layer.values)))
+            for of_batch, of_trunk in zip(self._layers[layer_idx], (layer.keys, layer.values), strict=True):
+                of_batch[row, :, self._width - n_tokens :] = of_trunk[0, :, :n_tokens]
+
+    def _empty(self, like: torch.Tensor) -> torch.Tensor:
+        return like.new_zeros(self._n_rows, like.shape[1], self._width, like.shape[3])  # [batch, heads, width, dim]
+
+    def cache(self) -> DynamicCache:
+        """The rows as a cache; an empty one where no row holds a token."""
+        cache = DynamicCache()
+        for layer_idx, (keys, values) in enumerate(self._layers):
+            cache.update(keys[:, :, :0], values[:, :, :0], layer_idx)
+            cache.layers[layer_idx].keys, cache.layers[layer_idx].values = keys, values  # no second copy
+        return cache
+
+
+def left_padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids `[batch, longest]` padded on the left, and their attention mask."""
+    longest = max(map(len, rows))
+    input_ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=device)
+    attention_mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    return input_ids, attention_mask
+
+
+def forward_parameters(model: PreTrainedModel) -> set[str]:
+    """Names that the model's own `forward` takes, that of the base where an adapter is around it."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return set(inspect.signature(base.forward).parameters)
+
+
+def why_not_exact(model: PreTrainedModel) -> str | None:
+    """Why the cache of a text, cut short, may not be the cache of the shorter text; None where it is.
+
+    First what the configuration says, then a trial: a few tokens with and without reuse must give the same logits.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if model.config.is_encoder_decoder:
+        return "the model is an encoder-decoder"
+    if getattr(model, "_is_stateful", False):
+        return "the model is recurrent"
+    if kinds := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
+        return f"the model has layers of kind {', '.join(sorted(kinds))}"
+    if kinds := {kind for kind in _rope_types(config) if kind in ("dynamic", "longrope")}:
+        return f"position embeddings of kind {', '.join(sorted(kinds))} depend on the length of the text"
+    adapter = getattr(model, "active_peft_config", None)
+    if adapter is not None and (adapter.is_prompt_learning or getattr(adapter, "alora_invocation_tokens", None)):
+        return "the adapter adds tokens of its own, or waits for some"
+    return _trial(model)
+
+
+def _rope_types(config: Any) -> Iterator[str]:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for each in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):
+        yield from filter(None, [each.get("rope_type")])
+
+
+def _trial(model: PreTrainedModel) -> str | None:
+    n = min(model.get_input_embeddings().weight.shape[0], 997)
+    text = [(i * i * 7 + 3 * i + 1) % n for i in range(40)]
+    trials = [Prompt(tuple(text[:12] + text[20:29])), Prompt(tuple(text[:12] + text[29:40]))]
+    trials += [Prompt(tuple(text[:8] + text[24:38]), n_scored=2)]
+    cache = PrefixCache(model, lambda call: contextlib.nullcontext())
+    cache._launch = 1  # so that the trunk is grown and cut for each
+    try:
+        order = cache.plan(trials)
+        reused = cache.score([trials[i] for i in order])
+        with torch.no_grad():
+            plain = [model(torch.tensor([trials[i].input_ids], device=model.device)).logits[0] for i in order]
+    except Exception as error:  # whatever a model raises here, it goes without
+        return f"it takes no cache of ours ({type(error).__name__}: {error})"
+    tolerance = 1e-3 if reused[0].dtype == torch.float32 else 0.2  # of the logits' spread
+    for ours, theirs in zip(reused, plain, strict=True):
+        ours, theirs = ours.float(), theirs[-len(ours) :].float()
+        if not (ours - theirs).abs().max() <= tolerance * theirs.std():
+            return "a trial gave other logits with reuse than without"
+    return None

@@ -1,0 +1,144 @@
+"""`attention.parquet`: one row a prompt, condition, layer, head and group of tokens; its shards, and reading it."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctxaware.attention.roles import GROUPS
+from ctxaware.errors import InputError
+from ctxaware.report.allocation.prompts import Condition
+from ctxaware.runs.claim import LOCK, RUN, claim, locked
+from ctxaware.runs.files import output_file
+
+NAME = "attention.parquet"
+
+
+@contextlib.contextmanager
+def claimed(out: Path, configuration: dict[str, Any]) -> Iterator[None]:
+    """Claim the folder `out` for this run until the end of the block.
+
+    Raises:
+        InputError: it holds another run's results, or one is at work there.
+    """
+    with locked(out / LOCK, out):
+        claim(out / RUN, configuration, out)
+        yield
+
+
+def missing_shards(out: Path, n_shards: int) -> list[int]:
+    """Numbers of the shards that are still to do; none where the joined table is there."""
+    return [] if (out / NAME).exists() else [k for k in range(n_shards) if not _shard_file(out, k).exists()]
+
+
+def _shard_file(out: Path, k: int) -> Path:
+    return out / "parts" / f"shard-{k:06d}.parquet"
+
+
+def write_shard(out: Path, k: int, shard: Any) -> None:
+    """Put shard `k` in its place once it is whole."""
+    import pyarrow.parquet as pq
+
+    with output_file(_shard_file(out, k)) as beside:
+        pq.write_table(shard, beside)
+
+
+def join(out: Path, n_shards: int) -> Path:
+    """Join all shards into one table and remove them; does nothing where that is done."""
+    import pyarrow.parquet as pq
+
+    path = out / NAME
+    if not path.exists():
+        files = [_shard_file(out, k) for k in range(n_shards)]
+        with output_file(path) as beside, pq.ParquetWriter(beside, pq.read_schema(files[0])) as writer:
+            for file in files:
+                writer.write_table(pq.read_table(file))
+    shutil.rmtree(out / "parts", ignore_errors=True)
+    return path
+
+
+def shard_table(
+    label: str,
+    conditions: Sequence[Condition],
+    documents: Sequence[dict],
+    first_prompt: int,
+    layers: Sequence[int],
+    shares: np.ndarray,
+) -> Any:
+    """A pyarrow table of one model's shares.
+
+    Args:
+        label: the model's.
+        conditions: `[n_conditions]`.
+        documents: `[n_prompts]`.
+        first_prompt: number of the first document in the grid.
+        layers: `[n_layers]`.
+        shares: float32 `[n_conditions, n_prompts, n_layers, n_heads, n_groups]`.
+    """
+    import pyarrow as pa
+
+    at = [index.ravel() for index in np.indices(shares.shape, dtype=np.int32)]
+    return pa.table(
+        {
+            "model": pa.repeat(label, shares.size),
+            "condition": pa.array([condition.name for condition in conditions]).take(pa.array(at[0])),
+            "prompt": pa.array(at[1] + first_prompt, pa.int32()),
+            "context_length": pa.array(_taken([doc["context_length"] for doc in documents], at[1]), pa.int32()),
+            "depth_percent": pa.array(_taken([doc["depth_percent"] for doc in documents], at[1]), pa.float32()),
+            "layer": pa.array(_taken(layers, at[2]), pa.int16()),
+            "head": pa.array(at[3], pa.int16()),
+            "group": pa.array(GROUPS).take(pa.array(at[4])),
+            "share": pa.array(shares.ravel(), pa.float32()),
+        }
+    )
+
+
+def _taken(values: Sequence, index: np.ndarray) -> np.ndarray:
+    return np.asarray(values)[index]
+
+
+@dataclass(frozen=True)
+class ModelShares:
+    """One model's part of the table.
+
+    Attributes:
+        label: the model's.
+        layers: `[n_layers]`, 0-based.
+        context_lengths: `[n_prompts]`, tokens.
+        depths: `[n_prompts]`, percent.
+        shares: by condition's name, float32 `[n_prompts, n_layers, n_heads, n_groups]`, in the order of `GROUPS`.
+    """
+
+    label: str
+    layers: list[int]
+    context_lengths: np.ndarray
+    depths: np.ndarray
+    shares: dict[str, np.ndarray]
+
+
+def read(path: Path) -> list[ModelShares]:
+    """The table's models, in its order.
+
+    Raises:
+        InputError: rows are missing.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    rows, models = pq.read_table(path), []
+    for label in rows["model"].unique().to_pylist():
+        of_model, shares = rows.filter(pc.field("model") == label), {}
+        for condition in of_model["condition"].unique().to_pylist():
+            part = of_model.filter(pc.field("condition") == condition)
+            sizes = [len(part[name].unique()) for name in ("prompt", "layer", "head", "group")]
+            if part["group"][: len(GROUPS)].to_pylist() != list(GROUPS) or len(part) != np.prod(sizes):
+                raise InputError(f"{path} is not whole; remove it and run again")
+            shares[condition] = part["share"].to_numpy().reshape(sizes)
+        each = slice(None, None, int(np.prod(sizes[1:])))  # the first row of each prompt
+        lengths, depths = (part[name].to_numpy()[each] for name in ("context_length", "depth_percent"))
+        models.append(ModelShares(label, of_model["layer"].unique().to_pylist(), lengths, depths, shares))
+    return models
