@@ -188,6 +188,24 @@ def test_a_hub_token_is_written_nowhere(data, tmp_path):
     assert "planted" not in log.read_text()
 
 
+@pytest.mark.parametrize(
+    ("more", "cause"),
+    [
+        (("--learning_rate", "1e30"), r"(loss|grad_norm) is (nan|inf) at step 2; lower the learning rate"),
+        (("--weight_decay", "nan", "--num_train_epochs", "0.3"), r"weights that are not finite at step 1; lower"),
+        (("--num_train_epochs", "0"), "no step was taken; raise num_train_epochs or max_steps"),
+    ],
+)
+def test_training_that_failed_is_not_called_finished(data, tmp_path, more, cause):
+    base, out, log = prepared_base(tmp_path / "base"), tmp_path / "run", tmp_path / "log"
+    assert recipe("sft_vanilla.py", command(base, data, out, *more, "--save_strategy", "steps"), log) == 1
+    last = log.read_text().splitlines()[-1]
+    assert re.fullmatch(f"error: .*{cause}.*", last)
+    assert "finished" not in json.loads((out / "run.json").read_text())
+    assert not list(out.glob("*.safetensors"))
+    assert not list(out.glob("checkpoint-*/complete.json"))
+
+
 def test_names_in_the_card_are_text(tmp_path):
     from markdown_it import MarkdownIt
 
@@ -268,6 +286,12 @@ def test_mistakes_are_one_line_and_exit_code_2(data, tmp_path):
         ("sft_vanilla.py", ("--effective_batch_size", "5"), "effective_batch_size must be a multiple of 2"),
         ("sft_vanilla.py", ("--chat_template", "llama"), "chat_template must be one of tinyllama, own"),
         ("sft_indicator.py", (), "which instructions get [IND]?"),
+        ("sft_indicator.py", ("--seed_model", "m", "--threshold", "nan"), "threshold must be in 0–1, as scores are"),
+        (
+            "sft_indicator.py",
+            ("--seed_model", str(base), "--score_layer", "1", "--threshold", "1"),
+            "with threshold 1 no instruction is selected of 24 that have a score; scores reach from 0.",
+        ),
         ("sft_indicator.py", ("--scores", "none.parquet"), "none.parquet does not exist; make it with ctxaware score"),
         ("sft_indicator.py", ("--seed_model", str(base)), "layer_idx must be in 0–1 for this model, got 15"),
     ):

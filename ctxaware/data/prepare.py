@@ -14,7 +14,7 @@ from ctxaware.data.releases import DATASETS, clean
 from ctxaware.data.sources import HUB, load_from_hub
 from ctxaware.errors import InputError
 from ctxaware.runs.files import refuse_own_input, write_json
-from ctxaware.runs.progress import progress_bar
+from ctxaware.runs.progress import Advance, progress_bar
 
 STATISTICS = "statistics.json"
 
@@ -77,7 +77,7 @@ def output_files(folder: Path) -> list[Path]:
 class _Records:
     """The records of a release, counted; a broken file ends them where `salvage` allows it."""
 
-    def __init__(self, run: PrepareRun, advance: Callable[[float], None]):
+    def __init__(self, run: PrepareRun, advance: Advance):
         self.run, self.advance = run, advance
         self.n, self.share = 0, 0.0
         self.broken_after: int | None = None
@@ -89,7 +89,7 @@ class _Records:
         elif run.source == HUB and spec.hub is None:
             raise InputError(f"data set {run.dataset!r} has no hub name of its own; pass a hub name or a path")
         elif run.source == HUB or (run.source.count("/") == 1 and not path.suffix):
-            self.source = spec.hub if run.source == HUB else run.source
+            self.source = spec.hub if run.source == HUB and spec.hub else run.source
         else:
             raise InputError(f"{run.source} does not exist; expected a file, a folder, a hub name (owner/name), or hub")
 

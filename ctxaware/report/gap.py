@@ -82,7 +82,7 @@ class Plan:
     batch_size: str = "1"
     device: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.models:
             raise InputError("nothing to compare: pass --instruct, --base, or both")
         unknown = [task for task in self.tasks if task not in TASKS]

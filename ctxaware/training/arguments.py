@@ -12,7 +12,7 @@ from trl import ModelConfig, SFTConfig, TrlParser
 from ctxaware.errors import InputError
 from ctxaware.runs.secrets import redacted
 from ctxaware.scores.formula import DEFAULT_LAYER
-from ctxaware.scores.select import DEFAULT_THRESHOLD
+from ctxaware.scores.select import DEFAULT_THRESHOLD, check_threshold
 
 
 @dataclass
@@ -56,7 +56,8 @@ class IndicatorArguments:
         default=None, metadata={"help": "Folder for the base with [IND]; default: output_dir with -base after it."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
         if self.scores and self.seed_model:
             raise InputError("pass either --scores or --seed_model, not both")
         if not (self.scores or self.seed_model or self.rescore_each_epoch):
@@ -74,13 +75,12 @@ class TrainingConfig(SFTConfig):
     save_steps: float = field(default=0.1, metadata={"help": "Steps between checkpoints; below 1 a share of all."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "True shows other losses for NaN ones."})
     hub_strategy: str = field(default="end", metadata={"help": "Must stay end: the finished model alone is pushed."})
 
     def to_dict(self) -> dict[str, Any]:
         """The arguments for a file or a tracker: without secrets."""
-        special_tokens = {
-            name: getattr(self, name) for name in ("eos_token", "pad_token")
-        }  # no secrets: TRL hides them
+        special_tokens = {name: getattr(self, name) for name in ("eos_token", "pad_token")}  # TRL hides them as well
         return redacted(super().to_dict() | special_tokens)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,7 +95,17 @@ class Arguments:
     run: RunArguments
     training: TrainingConfig
     model: ModelConfig
-    indicator: IndicatorArguments | None = None
+    indicator: IndicatorArguments | None = None  # of the recipe that takes them
+
+    def of_indicator(self) -> IndicatorArguments:
+        """The arguments of the indicator recipe.
+
+        Raises:
+            ValueError: they are the vanilla recipe's.
+        """
+        if self.indicator is None:
+            raise ValueError("these are arguments of the vanilla recipe, which marks nothing")
+        return self.indicator
 
 
 def parse_arguments(*own: type, argv: Sequence[str] | None = None) -> Arguments:
@@ -201,7 +211,8 @@ def read_configs(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
             paths.append(word.removeprefix("--config="))
         else:
             rest.append(word)
-    merged, source = {}, {}
+    merged: dict[str, Any] = {}
+    source: dict[str, str] = {}
     for path in paths:
         for key, value in _read_yaml(path):
             if key in merged:

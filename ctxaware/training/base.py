@@ -8,6 +8,7 @@ import hashlib
 from pathlib import Path
 
 from accelerate import PartialState
+from transformers import PreTrainedTokenizerBase
 
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import INDICATOR, add_indicator
@@ -21,7 +22,7 @@ from ctxaware.training.templates import chat_template
 PREPARED = "prepared.json"  # the manifest of a prepared base
 
 
-def training_tokenizer(name: str, revision: str | None = None, template: str = "tinyllama"):
+def training_tokenizer(name: str, revision: str | None = None, template: str = "tinyllama") -> PreTrainedTokenizerBase:
     """The tokenizer of a base model with the template of training, and a token for padding (EOS where it has none).
 
     Args:
@@ -93,17 +94,17 @@ def prepare_base(
     return out.resolve()
 
 
-def vanilla_base(arguments: Arguments) -> tuple[str, object]:
+def vanilla_base(arguments: Arguments) -> tuple[str, PreTrainedTokenizerBase]:
     """The base's name and its tokenizer with the template of training."""
     model = arguments.model
     tokenizer = training_tokenizer(model.model_name_or_path, model.model_revision, arguments.run.chat_template)
     return model.model_name_or_path, tokenizer
 
 
-def indicator_base(arguments: Arguments) -> tuple[str, object]:
+def indicator_base(arguments: Arguments) -> tuple[str, PreTrainedTokenizerBase]:
     """The prepared base's folder and its tokenizer; the base is prepared where it is not yet."""
     model, out = arguments.model, arguments.training.output_dir
-    folder = Path(arguments.indicator.prepared_base or f"{out.rstrip('/')}-base")
+    folder = Path(arguments.of_indicator().prepared_base or f"{out.rstrip('/')}-base")
     template, name = arguments.run.chat_template, model.model_name_or_path
     with whole_models(arguments.training.deepspeed_plugin):
         prepared = on_main(

@@ -22,6 +22,7 @@ from ctxaware.runs.processes import on_main
 from ctxaware.runs.secrets import redacted
 from ctxaware.training.arguments import Arguments, TrainingConfig
 from ctxaware.training.checkpoints import DATA, claim_output, mark_finished, newest_complete, refuse_foreign_folder
+from ctxaware.training.health import FailedTrainingError, check_trained
 from ctxaware.training.merge import merge_adapter
 from ctxaware.training.publish import publish
 
@@ -31,7 +32,10 @@ _FREE += tuple(f"dataloader_{name}" for name in ("num_workers", "persistent_work
 
 
 def recipe(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorator of a recipe's `main`: a user's mistake is one line and exit code 2; processes end together."""
+    """Decorator of a recipe's `main`: processes end together, and errors are one line.
+
+    Exit code 2 stands for a user's mistake, 1 for training that failed.
+    """
 
     @functools.wraps(main)
     def run() -> None:
@@ -42,6 +46,9 @@ def recipe(main: Callable[[], None]) -> Callable[[], None]:
                 error = f"process {PartialState().process_index}: {error}"  # perhaps its own alone
             print_error(error)
             sys.exit(2)
+        except FailedTrainingError as error:
+            print_error(error)
+            sys.exit(1)
         finally:
             PartialState().destroy_process_group()
 
@@ -119,7 +126,12 @@ def load_conversations(arguments: Arguments) -> Dataset:
 
 
 def train_and_save(trainer: SFTTrainer, arguments: Arguments) -> None:
-    """Train, from the newest complete checkpoint if there is one, and save model and tokenizer."""
+    """Train, from the newest complete checkpoint if there is one, and save model and tokenizer.
+
+    Raises:
+        FailedTrainingError: training went wrong; the run is not finished.
+        InputError: the finished model could not be pushed.
+    """
     out = Path(arguments.training.output_dir)
     checkpoint, passed_over = on_main(PartialState(), lambda: newest_complete(out))
     for folder in passed_over:
@@ -127,6 +139,7 @@ def train_and_save(trainer: SFTTrainer, arguments: Arguments) -> None:
     if checkpoint:
         say(f"taking up the run at {checkpoint}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    check_trained(trainer)
     trainer.save_model(_internal_call=True)  # pushed below, with its card
     trainer.create_model_card(model_name=out.name)  # last: PEFT has written one of its own
     if arguments.run.merge:

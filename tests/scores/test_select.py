@@ -69,6 +69,20 @@ def test_the_top_share_instead_of_a_threshold(data, tmp_path):
     assert done.statistics["threshold"] == pytest.approx(0.71)
 
 
+def test_a_selection_of_nothing_is_a_warning_on_standard_error(data, tmp_path, capsys):
+    from ctxaware.commands.select import select as command
+
+    scores = write_scores(tmp_path / "s.parquet")
+    command(data, scores, tmp_path / "out", threshold=0.9)
+    said = capsys.readouterr()
+    assert said.err == (
+        "warning: no instruction is selected of 14 that have a score; scores reach from 0.100 to 0.850, their median "
+        "is 0.100; choose another --threshold or --top-percent\n"
+    )
+    command(data, scores, tmp_path / "out2", threshold=0.6)
+    assert capsys.readouterr().err == ""
+
+
 def test_instruction_lengths_are_of_each_instruction_alone(data, tmp_path):
     assert set(read_scores(write_scores(tmp_path / "s.parquet"))[15].instruction_tokens) == {10}
 
