@@ -1,5 +1,6 @@
 """One run of `ctxaware prepare`: find the release, clean it, write conversations and statistics."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,15 @@ from typing import Any
 from ctxaware import __version__
 from ctxaware.chat import n_instructions
 from ctxaware.data.cleaning import COUNTS
-from ctxaware.data.conversations import FORMATS, STEM, BrokenFileError, find_file, read_records, write_conversations
+from ctxaware.data.conversations import (
+    FORMATS,
+    STEM,
+    BrokenFileError,
+    find_file,
+    read_conversations,
+    read_records,
+    write_conversations,
+)
 from ctxaware.data.releases import DATASETS, clean
 from ctxaware.data.sources import HUB, load_from_hub
 from ctxaware.errors import InputError
@@ -67,6 +76,19 @@ def prepare_dataset(run: PrepareRun) -> dict[str, Any]:
     }
     write_json(run.out / STATISTICS, statistics)
     return statistics
+
+
+def read_statistics(folder: Path) -> dict[str, Any] | None:
+    """The statistics of a folder that `prepare_dataset` wrote; None where it is not whole.
+
+    The conversations are read and counted: they are checked, and are as many as were written.
+    """
+    try:
+        statistics = json.loads((folder / STATISTICS).read_bytes())
+        is_whole = sum(1 for _ in read_conversations(folder)) == statistics["conversations"]
+    except (OSError, ValueError, TypeError, KeyError):  # an `InputError` is a ValueError
+        return None
+    return statistics if is_whole else None
 
 
 def output_files(folder: Path) -> list[Path]:

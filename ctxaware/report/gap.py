@@ -151,13 +151,14 @@ def _configuration(plan: Plan) -> dict[str, Any]:
 def _require_template(plan: Plan, model: str) -> None:
     from ctxaware.harness.window import load_tokenizer
 
-    if not load_tokenizer(plan.arguments(model), "ctxaware gap").chat_template:
+    tokenizer = load_tokenizer(plan.arguments(model), "ctxaware gap")
+    if tokenizer is None or not tokenizer.chat_template:
         raise InputError(
             f"{plan.models[model]} has no chat template; pass it as --base, and the chat model as --instruct"
         )
 
 
-def _load(plan: Plan, model: str):
+def _load(plan: Plan, model: str) -> Any:
     import torch
     from lm_eval.api.registry import get_model
 

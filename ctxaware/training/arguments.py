@@ -19,8 +19,8 @@ from ctxaware.scores.select import DEFAULT_THRESHOLD, check_threshold
 class RunArguments:
     """What every recipe takes besides TRL's own arguments."""
 
-    data: str | None = field(
-        default=None,
+    data: str = field(
+        default="",
         metadata={"help": "Conversations: what ctxaware prepare wrote, a release's file, owner/name, or hub."},
     )
     dataset: str = field(default="messages", metadata={"help": "sharegpt, ultrachat, wizardlm, or messages."})
@@ -137,9 +137,9 @@ def parse_arguments(*own: type, argv: Sequence[str] | None = None) -> Arguments:
         names = [word.partition("=")[0] for word in left if word.startswith("-")]  # a value may be a secret
         raise InputError(f"unknown argument {' '.join(names or left)}; --help lists them all")
     run, training, model, *indicator = parsed
-    if run.data is None or model.model_name_or_path is None:
+    if not run.data or model.model_name_or_path is None:
         raise InputError(
-            f"pass --{'data' if run.data is None else 'model_name_or_path'}, or a --config that says it "
+            f"pass --{'data' if not run.data else 'model_name_or_path'}, or a --config that says it "
             "(recipes/configs has one a model and one a data set)"
         )
     arguments = Arguments(run, training, model, *indicator)

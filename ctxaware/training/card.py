@@ -32,7 +32,7 @@ _RATIO = "selection/ratio"
 class ProvenanceTrainer(SFTTrainer):
     """TRL's trainer with our model card."""
 
-    arguments: Arguments | None = None
+    arguments: Arguments  # of the run; `build_trainer` sets it
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md; what TRL would write into it is not asked for."""
@@ -91,7 +91,7 @@ def model_card(arguments: Arguments, ratio: float | None, base: str | None) -> M
 def _how_it_was_trained(arguments: Arguments, ratio: float | None) -> str:
     run, training, model, indicator = arguments.run, arguments.training, arguments.model, arguments.indicator
     out = Path(training.output_dir)
-    statistics = json.loads((out / DATA / STATISTICS).read_text(encoding="utf-8"))
+    statistics = json.loads((out / DATA / STATISTICS).read_text(encoding="utf-8"))  # `load_conversations` checked it
     manifest = read_manifest(out / RUN, out) or {CONFIGURATION: {}}
     n_conversations, n_instructions = statistics["conversations"], statistics["instructions"]
     rows = {

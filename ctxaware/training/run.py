@@ -13,7 +13,7 @@ from datasets import Dataset
 from trl import SFTTrainer
 
 from ctxaware.data.conversations import find_file, fingerprint
-from ctxaware.data.prepare import STATISTICS, PrepareRun, prepare_dataset
+from ctxaware.data.prepare import PrepareRun, prepare_dataset, read_statistics
 from ctxaware.data.releases import DATASETS
 from ctxaware.errors import InputError, print_error
 from ctxaware.models import model_fingerprint
@@ -27,8 +27,10 @@ from ctxaware.training.merge import merge_adapter
 from ctxaware.training.publish import publish
 
 # arguments that change nothing in the weights: a run may be taken up with others
-_FREE = ("disable_tqdm", "hub_", "log", "push_to_hub", "report_to", "run_name", "save_", "local_rank")
-_FREE += tuple(f"dataloader_{name}" for name in ("num_workers", "persistent_workers", "pin_memory", "prefetch_factor"))
+_FREE = (
+    *("disable_tqdm", "hub_", "log", "push_to_hub", "report_to", "run_name", "save_", "local_rank"),
+    *("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
+)
 
 
 def recipe(main: Callable[[], None]) -> Callable[[], None]:
@@ -42,9 +44,8 @@ def recipe(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except InputError as error:
-            if not PartialState().is_main_process:
-                error = f"process {PartialState().process_index}: {error}"  # perhaps its own alone
-            print_error(error)
+            state = PartialState()  # the error may be this process's own
+            print_error(error if state.is_main_process else InputError(f"process {state.process_index}: {error}"))
             sys.exit(2)
         except FailedTrainingError as error:
             print_error(error)
@@ -114,7 +115,7 @@ def load_conversations(arguments: Arguments) -> Dataset:
     run, folder = arguments.run, Path(arguments.training.output_dir) / DATA
 
     def prepare() -> dict[str, Any] | None:
-        if (folder / STATISTICS).is_file():  # of this run, interrupted before
+        if read_statistics(folder):  # of this run, interrupted before
             return None
         return prepare_dataset(PrepareRun(run.data, run.dataset, folder, revision=run.data_revision))
 

@@ -6,13 +6,23 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ctxaware.errors import InputError
-from ctxaware.runs.claim import RUN, as_json, claim, describe_difference, locked, read_manifest, write_manifest
+from ctxaware.runs.claim import (
+    RUN,
+    as_json,
+    claim,
+    describe_difference,
+    locked,
+    locked_by_all,
+    read_manifest,
+    write_manifest,
+)
 
 
 def test_the_same_run_goes_on_and_another_is_refused_with_what_differs(tmp_path):
@@ -104,6 +114,22 @@ def test_a_second_run_is_kept_out_until_the_first_ends(tmp_path):
     with locked(lock, out), refused, locked(lock, out):
         pytest.fail("two hold one lock")
     with locked(lock, out):
+        pass
+
+
+def test_a_run_is_kept_out_while_any_process_of_another_lives(tmp_path):
+    main, rank_1 = (
+        SimpleNamespace(is_main_process=index == 0, process_index=index, num_processes=1) for index in (0, 1)
+    )
+    refused = pytest.raises(InputError, match="another process is writing out")
+    with locked_by_all(tmp_path, "out", main):
+        with locked_by_all(tmp_path, "out", rank_1):  # of the same run
+            pass
+        with pytest.raises(InputError, match="another process is writing out"), locked_by_all(tmp_path, "out", main):
+            pytest.fail("two runs hold one output")
+    with locked_by_all(tmp_path, "out", rank_1), refused, locked_by_all(tmp_path, "out", main):
+        pytest.fail("a process of a killed run lives on")
+    with locked_by_all(tmp_path, "out", main):
         pass
 
 

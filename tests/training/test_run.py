@@ -375,6 +375,22 @@ def test_odd_conversations_are_repaired_and_counted(base, tmp_path, capsys):
         assert count in told
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("statistics.json", b""), ("statistics.json", b"[]"), ("conversations.parquet", b"PAR1"), ("both", b"")],
+)
+def test_damaged_conversations_of_an_interrupted_run_are_prepared_again(base, data, tmp_path, name, content):
+    args = arguments(base, data, tmp_path / "run")
+    folder = tmp_path / "run" / "_data"
+    whole = list(load_conversations(args))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for path in folder.iterdir():
+        if name in (path.name, "both"):
+            path.write_bytes(content)
+    assert list(load_conversations(args)) == whole
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_scores_of_other_data_and_of_another_number_are_refused(base, data, tmp_path):
     args = arguments(base, data, tmp_path / "run")
     rows = load_conversations(args)
