@@ -328,7 +328,7 @@ def test_the_layer_of_the_scores_is_the_layer_of_later_epochs(base, data, tmp_pa
         load_conversations(clean)
         score_file(ScoreRun(tmp_path / "clean" / "_data", str(base), scores, "0", 64, 2000, device="cpu"))
         more = ["--scores", str(scores)]
-    args = arguments(base, data, tmp_path / "run", *more, "--rescore_each_epoch", "true")
+    args = arguments(base, data, tmp_path / "run", *more, "--rescore_each_epoch", "true", "--threshold", "0.28")
     rows = load_conversations(args)
     callback = data_selection(args, rows, make_encoder(args, vanilla_base(args)[1]))
     assert callback.rescore_layer == 0
