@@ -198,8 +198,10 @@ def _read_other(run: str, root: Path, path: Path, found: Found) -> None:
         elif path.parent.name == "model_judgment" and path.name.endswith("_single.manifest.json"):
             judge = read_json(path)[CONFIGURATION]["judge_model"]
             found.ratings[f"{run}, judged by {judge}"] = Results(path.parent.parent, judge)
-        elif path.name == RUN and "configuration" in (content := read_json(path)):
-            found.trainings.append(Training(name, content["configuration"], _watch(path)))
+        elif path.name == RUN:
+            configuration = read_json(path).get(CONFIGURATION)
+            if isinstance(configuration, dict) and "base_weights" in configuration:  # else of gap, steer or score
+                found.trainings.append(Training(name, configuration, _watch(path)))
         elif path.name == WATCH and not path.with_name(RUN).is_file():
             found.trainings.append(Training(name, {}, read_json(path)))
         elif path.name == "attention.json":

@@ -171,6 +171,14 @@ def test_a_damaged_manifest_is_one_line(finished, content, tmp_path):
         gap.run(finished[1], tmp_path)
 
 
+def test_a_report_does_not_take_its_manifest_for_a_training(finished):
+    from ctxaware.report.collect import collect
+
+    found = collect([("gap", finished[0])])
+    assert found.trainings == []
+    assert found.left_out == []
+
+
 def test_plans_that_say_nothing_are_refused(model_folder, base_folder, tmp_path):
     with pytest.raises(InputError, match="pass --instruct, --base, or both"):
         plan({})
