@@ -209,7 +209,7 @@ def test_training_that_failed_is_not_called_finished(data, tmp_path, more, cause
 def test_names_in_the_card_are_text(tmp_path):
     from markdown_it import MarkdownIt
 
-    evil = "x|`y`\n# Owned\n```\n<img src=x onerror=alert(1)>\n---\n"
+    evil = "x|`y`\udcff\n# Owned\n```\n<img src=x onerror=alert(1)>\n---\n"
     folder = tmp_path / f"base {evil.replace('/', '')}"
     base, data = prepared_base(folder), write_data(tmp_path / f"chats {evil}.jsonl")
     out, log = tmp_path / f"run {evil}", tmp_path / "log"

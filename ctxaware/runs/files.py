@@ -92,7 +92,10 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         InputError: the disk is full or the place can't be written to.
     """
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):  # as in a path that is no UTF-8
+        text = json.dumps(value, indent=2)
+    write_text(path, text + "\n")
 
 
 def refuse_own_input(output: Path, written: Iterable[Path], read: Iterable[Path]) -> None:

@@ -39,6 +39,7 @@ def progress_bar(description: str, total: float, count: str = "", shown: bool = 
         file=sys.stderr if is_terminal else _Lines(sys.stderr),
         bar_format=_BAR if is_terminal else _LINE,
         mininterval=0.1 if is_terminal else LINE_EVERY,
+        delay=0 if is_terminal else LINE_EVERY,  # a short run needs no line
         miniters=1,  # else a slow step after many fast ones would be shown late
         smoothing=0,  # long batches come first: the mean of all, not of the last
         dynamic_ncols=is_terminal,

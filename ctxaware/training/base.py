@@ -72,21 +72,22 @@ def prepare_base(
         "chat_template_sha256": hashlib.sha256(tokenizer.chat_template.encode()).hexdigest(),
         "untied": untied,
     }
-    with locked(out.with_name(f".{out.name}.lock"), out, wait=True):  # two runs may share a base
-        if not out.exists():
-            remove_unfinished(out)
-            dtype = config.dtype or torch.float32  # as it is stored: nothing but the new row may change
-            model = load_model(name, revision, dtype, "cpu")
-            add_indicator(tokenizer, model)
-            if untied:
-                model.config.get_text_config().tie_word_embeddings = False
-                head = model.get_output_embeddings()
-                head.weight = torch.nn.Parameter(head.weight.detach().clone())
-            with whole_folder(out) as unfinished:
-                model.save_pretrained(unfinished)
-                tokenizer.save_pretrained(unfinished)
-                write_manifest(unfinished / PREPARED, {CONFIGURATION: configuration})
-        stored = read_manifest(out / PREPARED, out)
+    if not out.exists():
+        with locked(out.with_name(f".{out.name}.lock"), out, wait=True):  # two runs may share a base
+            if not out.exists():
+                remove_unfinished(out)
+                dtype = config.dtype or torch.float32  # as it is stored: nothing but the new row may change
+                model = load_model(name, revision, dtype, "cpu")
+                add_indicator(tokenizer, model)
+                if untied:
+                    model.config.get_text_config().tie_word_embeddings = False
+                    head = model.get_output_embeddings()
+                    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+                with whole_folder(out) as unfinished:
+                    model.save_pretrained(unfinished)
+                    tokenizer.save_pretrained(unfinished)
+                    write_manifest(unfinished / PREPARED, {CONFIGURATION: configuration})
+    stored = read_manifest(out / PREPARED, out)
     if stored is None:
         raise InputError(f"{out} holds something else than a prepared base; remove it or pass another --prepared_base")
     if difference := describe_difference(stored[CONFIGURATION], configuration):

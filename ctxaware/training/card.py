@@ -24,15 +24,21 @@ from ctxaware.runs.files import write_text
 from ctxaware.runs.secrets import redact_text, secrets_in
 from ctxaware.training.arguments import Arguments
 from ctxaware.training.checkpoints import DATA, WATCH
+from ctxaware.training.publish import publish
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 _RATIO = "selection/ratio"
 
 
 class ProvenanceTrainer(SFTTrainer):
-    """TRL's trainer with our model card."""
+    """TRL's trainer with our model card, which pushes no more than a model."""
 
     arguments: Arguments  # of the run; `build_trainer` sets it
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
+        """Push the model's files; TRL would push the whole folder."""
+        if self.is_world_process_zero():
+            publish(Path(self.args.output_dir), self.args)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write README.md; what TRL would write into it is not asked for."""
@@ -54,6 +60,7 @@ def inline_code(text: str) -> str:
 
 def code_block(text: str) -> str:
     """Any text as a block of Markdown code, whose fence is longer than any in it."""
+    text = text.encode("utf-8", "replace").decode()  # a path that is no UTF-8 has half characters
     fence = "`" * max(3, _longest_run(text) + 1)
     return f"{fence}\n{text}\n{fence}\n"
 

@@ -47,6 +47,12 @@ def test_equal_manifests_are_equal_files(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_half_characters_of_a_path_are_kept(tmp_path):
+    configuration = {"data": "chats-\udcff.jsonl", "note": "é"}
+    claim(tmp_path / RUN, configuration, tmp_path)
+    assert claim(tmp_path / RUN, configuration, tmp_path)["configuration"] == configuration
+
+
 def test_what_a_run_notes_in_its_manifest_is_kept(tmp_path):
     file = tmp_path / RUN
     claim(file, {"seed": 1, "models": {"base": "b"}}, tmp_path)
@@ -57,6 +63,12 @@ def test_what_a_run_notes_in_its_manifest_is_kept(tmp_path):
     assert read_manifest(file, tmp_path) == grown
     with pytest.raises(InputError, match=r"with models.base b \(now c\)"):
         claim(file, {"seed": 1, "models": {"base": "c"}}, tmp_path, grows=["models"])
+    with pytest.raises(InputError, match=r"with models.base b \(now None\)"):
+        claim(file, {"seed": 1, "models": {"instruct": "i"}}, tmp_path)
+    write_manifest(file, {"configuration": {"seed": 1, "models": ["b"]}})
+    with pytest.raises(InputError, match=r"with models \['b'\] \(now None\)"):
+        claim(file, {"seed": 1, "models": {"instruct": "i"}}, tmp_path, grows=["models"])
+    write_manifest(file, {"configuration": {"seed": 1, "models": {"base": "b"}}})
     with pytest.raises(InputError, match=r"with models.base b \(now None\)"):
         claim(file, {"seed": 1, "models": {"instruct": "i"}}, tmp_path)
 

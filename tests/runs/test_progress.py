@@ -31,7 +31,6 @@ def test_a_log_file_gets_a_whole_line_now_and_then(clock, monkeypatch):
     lines = log.getvalue().splitlines()
     assert "\r" not in log.getvalue()
     assert lines == [
-        "scoring: 0/100, ? left",
         "scoring: 30/100, 50 tokens/s, 01:10 left",
         "scoring: 60/100, 50 tokens/s, 00:40 left",
         "scoring: 90/100, 50 tokens/s, 00:10 left",
@@ -48,6 +47,15 @@ def test_after_many_fast_steps_a_slow_one_is_still_shown(clock, monkeypatch):
         clock[0] += 40
         advance(1)
         assert log.getvalue().splitlines()[-1].startswith("scoring: 1001/2000")
+
+
+def test_a_short_run_leaves_a_log_file_alone(clock, monkeypatch):
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with progress.progress_bar("scoring", 3) as advance:
+        clock[0] += 29
+        advance(3)
+    assert log.getvalue() == ""
 
 
 def test_a_share_of_a_file_is_shown_rounded(clock, monkeypatch):

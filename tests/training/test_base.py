@@ -50,3 +50,18 @@ def test_another_base_or_template_in_the_folder_is_refused(tmp_path, model_folde
     (tmp_path / "full").mkdir()
     with pytest.raises(InputError, match="holds something else"):
         prepare_base(str(model_folder), tmp_path / "full")
+
+
+def test_two_runs_at_once_prepare_one_base(tmp_path, model_folder):
+    import multiprocessing
+
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=prepare_base, args=(str(model_folder), tmp_path / "prepared")) for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".prepared.lock", "prepared"]
