@@ -203,17 +203,18 @@ def test_training_that_failed_is_not_called_finished(data, tmp_path, more, cause
     assert re.fullmatch(f"error: .*{cause}.*", last)
     assert "finished" not in json.loads((out / "run.json").read_text())
     assert not list(out.glob("*.safetensors"))
-    assert not list(out.glob("checkpoint-*/complete.json"))
+    if "--weight_decay" in more:
+        assert not list(out.glob("checkpoint-*/complete.json")), "a checkpoint of bad weights would be taken up"
 
 
 def test_names_in_the_card_are_text(tmp_path):
     from markdown_it import MarkdownIt
 
-    evil = "x|`y`\udcff\n# Owned\n```\n<img src=x onerror=alert(1)>\n---\n"
+    evil = "x|`y`\n# Owned\n```\n<img src=x onerror=alert(1)>\n---\n"
     folder = tmp_path / f"base {evil.replace('/', '')}"
     base, data = prepared_base(folder), write_data(tmp_path / f"chats {evil}.jsonl")
     out, log = tmp_path / f"run {evil}", tmp_path / "log"
-    more = ("--run_name", evil, *RESCORED, "--threshold", "0.28")
+    more = ("--run_name", f"{evil}\udcff", *RESCORED, "--threshold", "0.28")
     assert recipe("sft_indicator.py", command(base, data, out, *more), log) == 0, log.read_text()
     card = (out / "README.md").read_text()
     _, header, body = card.split("---\n", 2)
@@ -290,7 +291,7 @@ def test_mistakes_are_one_line_and_exit_code_2(data, tmp_path):
         (
             "sft_indicator.py",
             ("--seed_model", str(base), "--score_layer", "1", "--threshold", "1"),
-            "with threshold 1 no instruction is selected of 24 that have a score; scores reach from 0.",
+            "with threshold 1 no instruction is selected of 18 that have a score; scores reach from 0.",
         ),
         ("sft_indicator.py", ("--scores", "none.parquet"), "none.parquet does not exist; make it with ctxaware score"),
         ("sft_indicator.py", ("--seed_model", str(base)), "layer_idx must be in 0–1 for this model, got 15"),
