@@ -8,7 +8,7 @@ else the machine does hits all alike; the median of the repetitions counts. The 
 which the load of others hardly moves, and of wall time on CUDA.
 
 - published: the whole model with `output_attentions=True`, all attention matrices kept, summed at the scored layer;
-- ours: `ctxaware.scores.formula`;
+- ours: `ctxaware.dependency`;
 - bare: the forward pass up to and with the scored layer, fused attention, nothing computed besides. Each in its own
   process, so that the peak memory is its own. "+memory" is the peak above what the loaded model takes.
   (`--threads 1` keeps waiting threads out of the CPU seconds.)
@@ -84,14 +84,14 @@ def main() -> None:
 class Worker:
     """One of the three ways in a process of its own."""
 
-    def __init__(self, way: str, args: argparse.Namespace):
+    def __init__(self, way: str, args: argparse.Namespace, program: str = "scoring"):
         settings = json.dumps(vars(args) | {"way": way}, default=str)
-        code = "import sys; sys.path.insert(0, sys.argv[1]); import scoring; scoring.work(sys.argv[2])"
+        code = f"import sys; sys.path.insert(0, sys.argv[1]); import {program}; {program}.work(sys.argv[2])"
         command = [sys.executable, "-c", code, str(Path(__file__).parent), settings]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def ask(self, n_tokens: int) -> dict:
-        self.process.stdin.write(f"{n_tokens}\n")
+    def ask(self, question: int | str) -> dict:
+        self.process.stdin.write(f"{question}\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
@@ -226,7 +226,7 @@ def published(model, example, args) -> float:
 
 
 def ours(model, example, args) -> float:
-    """As `ctxaware.scores.formula` scores a batch."""
+    """As `ctxaware.dependency` scores a batch."""
     from ctxaware.scores.formula import _score_batch
 
     scored = _score_batch(model, [example] * args.batch, [args.layer])[0]

@@ -9,6 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {  # public name: module
+    "ContextAwarenessCallback": "ctxaware.training.watch",
     "ContextLM": "ctxaware.harness.model",
     "DataSelectionCallback": "ctxaware.training.callback",
     "InputError": "ctxaware.errors",
@@ -18,8 +19,10 @@ _HOMES = {  # public name: module
     "demo_model": "ctxaware.demo",
     "mark_messages": "ctxaware.indicator.marking",
     "mean_interval": "ctxaware.intervals",
+    "probe_questions": "ctxaware.harness.probe",
     "score_conversations": "ctxaware.scores.formula",
     "select_turns": "ctxaware.scores.select",
+    "steer": "ctxaware.attention.steering",
 }
 __all__ = ["__version__", *_HOMES]
 

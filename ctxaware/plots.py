@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from ctxaware.intervals import Interval
+
 SEQUENTIAL = "cividis"  # even in lightness, made for colour-vision deficiency
 CATEGORICAL = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")  # Okabe and Ito's
+INK = "#111111"  # on colours; plain black is a theme's text colour in a report
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -35,9 +38,12 @@ def new_panels(width: float, height: float, columns: int) -> tuple[Figure, Seque
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG and return its path."""
+    """Write a PNG or an SVG, as the name ends, and return its path."""
     with whole_file(path) as unfinished:
-        figure.savefig(unfinished, dpi=150, format="png")
+        if path.suffix == ".svg":  # nothing behind the picture, and no date in it
+            figure.savefig(unfinished, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        else:
+            figure.savefig(unfinished, dpi=150, format="png")
     return path
 
 
@@ -74,7 +80,7 @@ def recall_heatmap(
     if grid.size <= 150:
         for row, column in np.argwhere(~np.isnan(grid)):
             value = grid[row, column]
-            colour = "white" if value < 0.5 else "black"
+            colour = "white" if value < 0.5 else INK
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     axes.set_title(f"{title}\nmean recall {np.mean(list(recalls)):.3f} over {len(recalls)} tests", fontsize=10)
     figure.colorbar(image, label="recall")
@@ -186,7 +192,7 @@ def layer_disagreement(layers: Sequence[int], matrix: np.ndarray, title: str, pa
     axes.set(xlabel="layer", ylabel="layer", title=f"disagreement between layers, {title}")
     if len(layers) <= 12:
         for (row, column), value in np.ndenumerate(matrix):
-            colour = "white" if value < 0.5 else "black"
+            colour = "white" if value < 0.5 else INK
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     figure.colorbar(image, label="share of turns not selected by the other", shrink=0.8)
     return save(figure, path)
@@ -229,4 +235,68 @@ def layer_head_map(
     axes.set_title(title, loc="left", fontsize=9)
     figure.colorbar(image, label=label)
     figure.legend(loc="outside lower center", frameon=False)
+    return save(figure, path)
+
+
+def score_curves(
+    steps: Sequence[int], intervals: Mapping[str, Sequence[tuple[float, float, float]]], title: str, path: Path
+) -> Path:
+    """Scores over the steps of a training run, a line with its intervals for each task.
+
+    Args:
+        steps: optimizer steps.
+        intervals: by task, mean, low and high at each step, 0–1. At most as many as `CATEGORICAL`.
+        title: of the picture.
+        path: of the picture.
+
+    Returns:
+        `path`.
+    """
+    figure, axes = new_figure(6.4, 3.6)
+    for (task, values), colour, marker in zip(intervals.items(), CATEGORICAL, "osD^v<>", strict=False):
+        mean, low, high = np.array(values).T
+        axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(steps, mean, color=colour, marker=marker, markersize=4, label=task)
+    axes.set(ylim=(0, 1), xlabel="step", ylabel="score", title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=min(4, len(intervals)), frameon=False)
+    return save(figure, path)
+
+
+def recall_by_alpha(
+    curve: Mapping[float, Interval], chosen: float, reported: Mapping[str, Interval], title: str, path: Path
+) -> Path:
+    """Recall against α on the cells that choose it, and beside it what the other cells say.
+
+    Args:
+        curve: recall with its interval, by α; 1 is no steering.
+        chosen: the α that is reported.
+        reported: recall on the other cells, by condition.
+        title: of the picture.
+        path: of the PNG.
+
+    Returns:
+        `path`.
+    """
+    figure, (left, right) = new_panels(9.5, 4, columns=2)
+    alphas = list(curve)
+    mean, low, high = ([getattr(curve[alpha], end) for alpha in alphas] for end in ("mean", "low", "high"))
+    left.fill_between(alphas, low, high, color=CATEGORICAL[0], alpha=0.15, linewidth=0)
+    left.plot(alphas, mean, color=CATEGORICAL[0], marker="o")
+    left.plot([chosen], [curve[chosen].mean], "o", markersize=11, markerfacecolor="none", color=CATEGORICAL[3])
+    left.annotate("chosen", (chosen, curve[chosen].mean), (0, 9), textcoords="offset points", ha="center", fontsize=9)
+    left.set(xscale="log", xlabel="α (1: no steering)", ylabel="recall", title=f"cells that choose α, n = {curve[1].n}")
+    left.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
+    left.minorticks_off()
+    for place, interval in enumerate(reported.values()):
+        error = [[interval.mean - interval.low], [interval.high - interval.mean]]
+        right.errorbar(place, interval.mean, error, fmt="o", color=CATEGORICAL[place], capsize=4)
+        right.annotate(f"{interval.mean:.3f}", (place, interval.mean), (9, -3), textcoords="offset points", fontsize=9)
+    right.set_xticks(range(len(reported)), [name.replace(" (", "\n(") for name in reported], fontsize=9)
+    right.set(xlim=(-0.5, len(reported) - 0.4), title=f"the other cells, n = {next(iter(reported.values())).n}")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="0.9")
+        axes.set_axisbelow(True)
+    figure.suptitle(f"{title} · 95% intervals", fontsize=11)
     return save(figure, path)

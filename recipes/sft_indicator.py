@@ -9,12 +9,14 @@ In place of `--scores` (a file of `ctxaware score`), `--seed_model runs/tinyllam
 output folder (`--prepared_base`). The same command continues an interrupted run. Tried on two CPU cores.
 """
 
+from ctxaware.harness.probe import probe_questions
 from ctxaware.training.arguments import IndicatorArguments, parse_arguments
 from ctxaware.training.base import indicator_base
 from ctxaware.training.callback import data_selection
 from ctxaware.training.encoding import encode_dataset, make_encoder
 from ctxaware.training.run import load_conversations, recipe, start, train_and_save
 from ctxaware.training.trainer import build_trainer
+from ctxaware.training.watch import ContextAwarenessCallback
 
 
 @recipe
@@ -30,6 +32,8 @@ def main() -> None:
     dataset = encode_dataset(conversations, encode, marked_beforehand, arguments.training.dataset_num_proc)
     trainer = build_trainer(arguments, base, tokenizer, dataset)
     selection.attach(trainer)
+    if every := arguments.run.watch_every:
+        ContextAwarenessCallback(probe_questions(tokenizer), every, arguments.run.stop_when_fails).attach(trainer)
     train_and_save(trainer, arguments)
 
 

@@ -8,11 +8,13 @@ A YAML file fills arguments, the command line overrides them (`--learning_rate 1
 The same command continues an interrupted run. Tried on two CPU cores; see the README for times.
 """
 
+from ctxaware.harness.probe import probe_questions
 from ctxaware.training.arguments import parse_arguments
 from ctxaware.training.base import vanilla_base
 from ctxaware.training.encoding import encode_dataset, make_encoder
 from ctxaware.training.run import load_conversations, recipe, start, train_and_save
 from ctxaware.training.trainer import build_trainer
+from ctxaware.training.watch import ContextAwarenessCallback
 
 
 @recipe
@@ -25,6 +27,8 @@ def main() -> None:
     encode = make_encoder(arguments, tokenizer)
     dataset = encode_dataset(conversations, encode, num_proc=arguments.training.dataset_num_proc)
     trainer = build_trainer(arguments, base, tokenizer, dataset)
+    if every := arguments.run.watch_every:
+        ContextAwarenessCallback(probe_questions(tokenizer), every, arguments.run.stop_when_fails).attach(trainer)
     train_and_save(trainer, arguments)
 
 

@@ -37,7 +37,7 @@ current_request: ContextVar[MassRequest | None] = ContextVar("ctxaware_mass_requ
 
 
 @dataclass(frozen=True)
-class _LazyMask:
+class LazyMask:
     """A mask that is evaluated for a block of query rows at a time.
 
     Attributes:
@@ -62,13 +62,13 @@ def _make_mask(mask_function, kv_length: int, local_size: int | None = None, all
     """transformers' mask interface: None is plain causal attention, everything else stays a function."""
     if allow_is_causal_skip and (local_size is None or kv_length <= local_size):
         return None
-    return _LazyMask(mask_function, local_size)
+    return LazyMask(mask_function, local_size)
 
 
-def _causal_mask() -> _LazyMask:
+def _causal_mask() -> LazyMask:
     from transformers.masking_utils import causal_mask_function
 
-    return _LazyMask(causal_mask_function, None)
+    return LazyMask(causal_mask_function, None)
 
 
 def register() -> None:
@@ -83,7 +83,7 @@ def _attend(module, query, key, value, attention_mask, scaling=None, softcap=Non
     """transformers' attention interface; `query` is `[batch, n_heads, n_query, head_dim]`."""
     if not getattr(module, "is_causal", True) or kwargs.get("is_causal") is False:
         raise InputError("this model's attention is not causal: a response would see what follows; can't be scored")
-    if kwargs.get("position_bias") is not None or not isinstance(attention_mask, (_LazyMask, type(None))):
+    if kwargs.get("position_bias") is not None or not isinstance(attention_mask, (LazyMask, type(None))):
         raise InputError(f"{type(module).__name__} adds a bias of its own to attention, which can't be scored here")
     request, layer_idx = current_request.get(), module.layer_idx
     request.seen.append(layer_idx)
@@ -96,7 +96,7 @@ def _attend(module, query, key, value, attention_mask, scaling=None, softcap=Non
 
         return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=True)
     mask = attention_mask or _causal_mask()
-    key, value = (_repeat_heads(x, query.shape[1]) for x in (key, value))
+    key, value = (repeat_heads(x, query.shape[1]) for x in (key, value))
     positions = torch.arange(query.shape[2], device=query.device)[None]
     out = torch.empty((*query.shape[:3], value.shape[-1]), dtype=query.dtype, device=query.device)
     for start in range(0, query.shape[2], QUERY_BLOCK):
@@ -104,7 +104,7 @@ def _attend(module, query, key, value, attention_mask, scaling=None, softcap=Non
         first = max(0, start - mask.reach + 1) if mask.reach else 0
         rows = slice(start, end)
         args = query[:, :, rows], key[:, :, first:end], value[:, :, first:end]
-        out[:, :, rows] = _block(*args, mask.block(positions[:, rows], first, end), scaling, softcap, s_aux)
+        out[:, :, rows] = attend_block(*args, mask.block(positions[:, rows], first, end), scaling, softcap, s_aux)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -113,7 +113,7 @@ def _mass(module, query, key, attention_mask, scaling, softcap, s_aux, request: 
     mask = attention_mask or _causal_mask()
     batch, n_heads, _, head_dim = query.shape
     n_groups, n_rows = request.groups.shape[1], request.rows.shape[1]
-    key = _repeat_heads(key, n_heads)
+    key = repeat_heads(key, n_heads)
     # the fused CPU kernel wants values as wide as keys, the CUDA ones a multiple of 8
     width = head_dim if query.device.type == "cpu" and n_groups <= head_dim else -(-n_groups // MASS_COLUMNS) * 8
     value = F.pad(request.groups.to(query.dtype).transpose(1, 2), (0, width - n_groups))  # [batch, n_keys, width]
@@ -125,13 +125,16 @@ def _mass(module, query, key, attention_mask, scaling, softcap, s_aux, request: 
         first = max(0, request.rows_min[block] - mask.reach + 1) if mask.reach else 0
         end = request.rows_max[block] + 1
         args = query[:, :, rows], key[:, :, first:end], value[:, :, first:end]
-        mass = _block(*args, mask.block(request.rows[:, rows], first, end), scaling, softcap, s_aux)
+        mass = attend_block(*args, mask.block(request.rows[:, rows], first, end), scaling, softcap, s_aux)
         out[:, :, rows] = mass[..., :n_groups].float()
     return out
 
 
-def _block(query, key, value, mask, scaling, softcap, s_aux) -> torch.Tensor:
-    """Attention output `[batch, n_heads, n_query, value_dim]` of one block of query rows."""
+def attend_block(query, key, value, mask, scaling, softcap, s_aux, bias=None) -> torch.Tensor:
+    """Attention output `[batch, n_heads, n_query, value_dim]` of one block of query rows.
+
+    `bias` joins the logits after soft-capping; it is for layers with soft-capping or sinks, which no fused kernel has.
+    """
     if softcap is None and s_aux is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     # no fused kernel of torch has soft-capping or sinks; the block keeps the weights small
@@ -139,6 +142,8 @@ def _block(query, key, value, mask, scaling, softcap, s_aux) -> torch.Tensor:
     logits = (query @ key.transpose(2, 3) * scale).float()
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
+    if bias is not None:
+        logits = logits + bias
     logits = logits.masked_fill(~mask, float("-inf"))
     if s_aux is not None:  # one more logit per head, which takes weight and gives no value
         sink = s_aux.float().reshape(1, -1, 1, 1).expand(*logits.shape[:3], 1)
@@ -148,7 +153,7 @@ def _block(query, key, value, mask, scaling, softcap, s_aux) -> torch.Tensor:
     return weights.to(value.dtype) @ value
 
 
-def _repeat_heads(x: torch.Tensor, n_heads: int) -> torch.Tensor:
+def repeat_heads(x: torch.Tensor, n_heads: int) -> torch.Tensor:
     """Key or value heads `[batch, n_kv_heads, n, dim]` repeated for grouped queries."""
     return x if x.shape[1] == n_heads else x.repeat_interleave(n_heads // x.shape[1], dim=1)
 
@@ -173,7 +178,7 @@ def text_decoder(model):
     decoder = model.get_decoder()
     if not decoder._can_set_attn_implementation():
         raise InputError(
-            f"{type(model).__name__} does not use transformers' attention interface, so its attention can't be scored; "
+            f"{type(model).__name__} does not use transformers' attention interface, so its attention can't be read; "
             f"use a model whose implementation does (Llama, Mistral, Qwen, Gemma, GPT-2, GPT-NeoX and most others)"
         )
     return decoder

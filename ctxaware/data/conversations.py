@@ -3,6 +3,7 @@
 A conversation is a dict with `id` and `messages`, each message a dict with `role` and `content`.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path

@@ -1,11 +1,13 @@
 """`lm_eval --model ctxaware`: the harness's HF model with what measuring the use of the context needs.
 
 - `prefix_cache=true` (default): what prompts share is prefilled once, with the same answers (`harness/hf.py`);
-- `indicator=never|always`: `[IND]` on the user messages of any task (`harness/indicator.py`).
+- `indicator=never|always`: `[IND]` on the user messages of any task (`harness/indicator.py`);
+- `steer_alpha=0.3,steer_heads=retrieval|all|heads.json`: attention to all but the user's tokens scaled down, in
+  prompts and answers (`harness/steering.py`).
 
-What changes the model itself (steering) is one more class before `PrefixReuseLM`. It overrides `around_call`, opened
-around every call of the transformers model with the tokens of that call, and `cache_key`, which says how far two
-prompts may share keys and values; with `keeps_messages` set, `messages_of` gives the messages behind a prompt.
+What changes the model itself is a class before `PrefixReuseLM`. It overrides `around_call`, opened around every call of
+the transformers model with the tokens of that call, and `cache_key`, which says how far two prompts may share keys and
+values; with `keeps_messages` set, `messages_of` gives the messages behind a prompt.
 """
 
 import difflib
@@ -18,13 +20,14 @@ from ctxaware.errors import InputError
 from ctxaware.harness.hf import PrefixReuseLM
 from ctxaware.harness.indicator import IndicatorMixin
 from ctxaware.harness.internals import one_line_in_lm_eval
+from ctxaware.harness.steering import SteeringMixin
 
 
-class ContextLM(IndicatorMixin, PrefixReuseLM):
-    """The harness's HF model with prefix reuse and the indicator.
+class ContextLM(IndicatorMixin, SteeringMixin, PrefixReuseLM):
+    """The harness's HF model with prefix reuse, the indicator and steering.
 
     Args:
-        args, kwargs: as `HFLM`, and `prefix_cache`, `prefix_cache_tokens`, `indicator`.
+        args, kwargs: as `HFLM`, and `prefix_cache`, `prefix_cache_tokens`, `indicator`, `steer_alpha`, `steer_heads`.
 
     Raises:
         InputError: an argument that is one of ours but for its spelling, or a value that it can't have.

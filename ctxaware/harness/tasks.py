@@ -139,11 +139,22 @@ class ContextTask(ConfigurableTask):
                     f"{self.config.task}: the harness's request cache ignores settings and would send another run's "
                     "prompts; leave out --cache_requests (--use_cache is fine)"
                 )
+            self._check_steering()
             self._keep_greedy(self.config.generation_kwargs)
             self._n_answers = self._n_empty = 0
             super().build_all_requests(**kwargs)
             self._check_form()
             self._check_window()
+
+    def _check_steering(self) -> None:
+        """Most back ends pass over arguments that they don't know, and would answer unsteered."""
+        lm = running_model()
+        asked = sorted({"steer_alpha", "steer_heads"} & set(self.model_args))
+        if asked and lm is not None and not hasattr(lm, "set_steering"):
+            raise InputError(
+                f"{self.config.task}: {' and '.join(asked)} steer attention, and {type(lm).__name__} can't; only "
+                "--model ctxaware can, which runs transformers models: no vLLM, no endpoint"
+            )
 
     def _check_form(self) -> None:
         """Text for back ends that take text, messages for chat endpoints."""

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ctxaware.errors import InputError
-from ctxaware.harness.paths import tasks_folder
 from ctxaware.intervals import DIFFERENCE, Interval, mean_interval
-from ctxaware.report.samples import TaskRun, cluster, find_samples, read_task
+from ctxaware.report.evaluation import read_run, run_tasks
+from ctxaware.report.samples import TaskRun, cluster
 from ctxaware.report.tables import Table, mean_score
-from ctxaware.runs.files import remove_unfinished, whole_folder, write_text
+from ctxaware.runs.files import write_text
 
 NEEDLE_TASK = "nih_ctx"
 READING_TASKS = ("squad_contain", "quac_contain", "drop_contain")
@@ -172,56 +172,23 @@ def _load(plan: Plan, model: str):
         raise InputError(f"can't load --{model} {plan.models[model]}: {str(error).splitlines()[0]}") from error
 
 
-def _evaluate(lm, plan: Plan, together: list[Cell], task: str, out: Path) -> None:
+def _evaluate(lm: Any, plan: Plan, together: list[Cell], task: str, out: Path) -> None:
     """Run cells of one model, with or without its template, and save each in a folder of its own."""
-    from lm_eval import simple_evaluate
-    from lm_eval.loggers import EvaluationTracker
-    from lm_eval.tasks import TaskManager
-
-    arguments = plan.arguments(together[0].model)
-    manager = TaskManager(
-        include_path=str(tasks_folder()),
-        include_defaults=False,
-        metadata={**arguments, **plan.settings},
+    run_tasks(
+        lm,
+        {cell.task(task): cell.folder(out, task) for cell in together},
+        arguments=plan.arguments(together[0].model),
+        settings=plan.settings,
+        template=together[0].template,
+        cache=out / "cache" / together[0].model,
     )
-    tracker = EvaluationTracker()
-    results = simple_evaluate(
-        model=lm,
-        model_args=arguments,
-        tasks=[cell.task(task) for cell in together],
-        task_manager=manager,
-        apply_chat_template=together[0].template,
-        use_cache=str(out / "cache" / together[0].model),
-        log_samples=True,
-        evaluation_tracker=tracker,
-        bootstrap_iters=0,
-    )
-    samples = results.pop("samples")
-    for cell in together:
-        name = cell.task(task)
-        of_cell = {key: {name: each[name]} if _is_by_task(each, name) else each for key, each in results.items()}
-        remove_unfinished(cell.folder(out, task))
-        with whole_folder(cell.folder(out, task)) as folder:
-            tracker.output_path = str(folder)
-            tracker.save_results_aggregated(results=of_cell, samples={name: samples[name]})
-            tracker.save_results_samples(task_name=name, samples=samples[name])
-            find_samples(folder, name)  # the tracker only logs a failure to write
-
-
-def _is_by_task(part: Any, name: str) -> bool:
-    return isinstance(part, dict) and name in part
-
-
-def _read(cell: Cell, out: Path, task: str) -> TaskRun:
-    (file,) = find_samples(cell.folder(out, task), cell.task(task))
-    return read_task(file)
 
 
 def summarise(plan: Plan, out: Path) -> dict[str, Any]:
     """Means of all cells and paired differences between them, each with a 95% interval by cluster."""
     summary: dict[str, Any] = {"cells": {}, "effects": {}}
     for task in plan.tasks:
-        runs = {cell: _read(cell, out, task) for cell in cells(task, plan.models)}
+        runs = {cell: read_run(cell.folder(out, task), cell.task(task)) for cell in cells(task, plan.models)}
         summary["cells"][task] = {cell.title: mean_score(run).interval() for cell, run in runs.items()}
         summary["effects"][task] = {
             name: _difference(runs[first], runs[second])

@@ -23,7 +23,7 @@ from ctxaware.harness.grid import needle_documents
 from ctxaware.harness.needles import load_needle
 from ctxaware.harness.prompts import PROMPT_TEMPLATES, render_prompt, tokenize_prompt
 from ctxaware.harness.settings import NeedleSettings
-from ctxaware.models import choose_dtype, load_config, load_model, load_tokenizer, resolved_revision
+from ctxaware.models import choose_dtype, load_model, load_tokenizer, model_fingerprint
 from ctxaware.plots import layer_head_map
 from ctxaware.runs.files import write_json
 from ctxaware.runs.progress import progress_bar
@@ -131,7 +131,7 @@ def find_heads(name: str, settings: NeedleSettings, dtype: str, out: Path) -> di
     found = search_heads(model, tokenizer, settings)
     content = {
         "model": name,
-        "revision": resolved_revision(name, load_config(name)),
+        "fingerprint": model_fingerprint(name),
         "n_layers": len(found.layers),
         "n_heads": found.attention.user.shape[2],
         "with_template": bool(tokenizer.chat_template),

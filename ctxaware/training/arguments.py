@@ -30,6 +30,12 @@ class RunArguments:
     )
     chat_template: str = field(default="tinyllama", metadata={"help": "tinyllama, or own: the model's."})
     merge: bool = field(default=False, metadata={"help": "Also write the adapter merged into its base, to merged/."})
+    watch_every: int = field(
+        default=0, metadata={"help": "Steps between probes of the use of the context (needles, passages); 0 for none."}
+    )
+    stop_when_fails: bool = field(
+        default=False, metadata={"help": "End training where a probe shows a drop of more than 2 points."}
+    )
 
 
 @dataclass
@@ -139,6 +145,8 @@ def _check(arguments: Arguments) -> None:
             raise InputError(f"{name} can't be set here, got {value!r}: {instead}")
     if training.per_device_train_batch_size < 1:
         raise InputError(f"per_device_train_batch_size must be at least 1, got {training.per_device_train_batch_size}")
+    if run.watch_every < 0 or (run.stop_when_fails and not run.watch_every):
+        raise InputError(f"watch_every must be the steps between two probes, such as 100, got {run.watch_every}")
     if run.merge and not model.use_peft:
         raise InputError("--merge needs an adapter to merge; pass --use_peft true, or leave it out")
     if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:

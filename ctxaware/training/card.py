@@ -14,7 +14,7 @@ from ctxaware.data.prepare import STATISTICS
 from ctxaware.indicator.marking import append_indicator
 from ctxaware.indicator.token import INDICATOR
 from ctxaware.training.arguments import Arguments
-from ctxaware.training.checkpoints import DATA
+from ctxaware.training.checkpoints import DATA, WATCH
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -63,6 +63,8 @@ def section(arguments: Arguments, ratio: float | None, base: str | None) -> str:
         rows["indicator"] = f"{INDICATOR} on instructions with a score above {wanted.threshold:g}"
         rows["scores by"] = f"`{scores}`" + (", anew at each epoch" if wanted.rescore_each_epoch else "")
         rows["share with the indicator"] = "unknown" if ratio is None else f"{ratio:.4f}"
+    if (watched := out / WATCH).is_file() and (stopped := json.loads(watched.read_text())["stopped"]):
+        rows["stopped early"] = f"at step {stopped['step']}: {stopped['task']} changed by {stopped['change']:+.3f}"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     text = f"## How it was trained\n\n| | |\n|---|---|\n{table}\n\n```\n{shlex.join(sys.argv)}\n```\n"
     where = f"pretrained={base},peft={out},tokenizer={out}" if base else f"pretrained={out}"

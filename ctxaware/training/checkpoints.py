@@ -15,7 +15,8 @@ from ctxaware.runs.files import write_json
 FINISHED = "finished"  # key of the manifest: the model is saved
 DATA = "_data"  # what starts with _ is left out of an upload to the hub
 SCORES = "scores.parquet"
-DERIVED = (DATA, "selection", SCORES, f"{SCORES}.parts")  # what the configuration determines
+WATCH = "watch.json"  # what the probe of the use of the context scored, probe by probe
+DERIVED = (DATA, "selection", SCORES, f"{SCORES}.parts", WATCH)  # what the configuration determines
 COMPLETE = "complete.json"  # in a checkpoint, written last: its files and their sizes
 
 
@@ -67,12 +68,12 @@ def claim_output(output_dir: Path, configuration: dict[str, Any]) -> bool:
     """
     refuse_foreign_folder(output_dir)
     stored = read_manifest(output_dir / RUN, output_dir)
-    if stored and not stored.get(FINISHED) and not any(output_dir.glob("checkpoint-*")):
-        if describe_difference(stored[CONFIGURATION], configuration):
-            for name in DERIVED:
-                shutil.rmtree(output_dir / name, ignore_errors=True)  # a file is left by it
-                (output_dir / name).unlink(missing_ok=True)
-            write_manifest(output_dir / RUN, {CONFIGURATION: configuration})
+    holds_nothing = stored and not stored.get(FINISHED) and not any(output_dir.glob("checkpoint-*"))
+    if stored and holds_nothing and describe_difference(stored[CONFIGURATION], configuration):
+        for name in DERIVED:
+            shutil.rmtree(output_dir / name, ignore_errors=True)  # a file is left by it
+            (output_dir / name).unlink(missing_ok=True)
+        write_manifest(output_dir / RUN, {CONFIGURATION: configuration})
     return bool(claim(output_dir / RUN, configuration, output_dir).get(FINISHED))
 
 

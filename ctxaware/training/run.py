@@ -79,6 +79,7 @@ def configuration(arguments: Arguments) -> dict:
     model, run = arguments.model, arguments.run
     found = asdict(run) | asdict(model) | (asdict(arguments.indicator) if arguments.indicator else {})
     found |= {k: v for k, v in arguments.training.to_dict().items() if not k.startswith(_FREE)}
+    del found["watch_every"]
     found["num_processes"] = PartialState().num_processes
     found["base_weights"] = model_fingerprint(model.model_name_or_path, model.model_revision)
     files = {"data": run.data, "scores": arguments.indicator.scores if arguments.indicator else None}

@@ -16,7 +16,7 @@ from ctxaware.errors import InputError
 from ctxaware.harness.grid import needle_documents
 from ctxaware.harness.needles import load_needle
 from ctxaware.harness.settings import NeedleSettings
-from ctxaware.models import load_config, load_model, load_tokenizer, resolved_revision
+from ctxaware.models import load_model, load_tokenizer, model_fingerprint
 from ctxaware.report.head_search import answered_prompt, find_heads
 
 SETTINGS = NeedleSettings(max_context_length=420, num_context_lengths=2, num_depths=3, needle="pizza", source="builtin")
@@ -57,7 +57,7 @@ def test_the_file_holds_the_heads_of_this_very_model(folder, tmp_path):
     told = find_heads(str(folder), SETTINGS, "float32", out)
     assert json.loads(out.read_text()) == told
     assert out.with_suffix(".png").stat().st_size > 0
-    assert told["revision"] == resolved_revision(str(folder), load_config(str(folder)))
+    assert told["fingerprint"] == model_fingerprint(str(folder))
     assert (told["n_layers"], told["n_heads"], told["n_prompts"], told["with_template"]) == (3, 4, 6, True)
     assert [head["layer_idx"] for head in told["retrieval_heads"]] == [0, 1, 2]
     assert len(told["ranking"]) == 12

@@ -18,7 +18,7 @@ from ctxaware.errors import InputError
 from ctxaware.harness.grid import needle_documents
 from ctxaware.harness.settings import NeedleSettings
 from ctxaware.indicator.token import indicator_id
-from ctxaware.models import choose_dtype, load_config, load_model, load_tokenizer, resolved_revision
+from ctxaware.models import choose_dtype, load_config, load_model, load_tokenizer, model_fingerprint
 from ctxaware.report.allocation import table
 from ctxaware.report.allocation.prompts import INDICATOR, PLAIN, TEMPLATE, Condition, grouped_prompt
 from ctxaware.runs.processes import on_main
@@ -136,7 +136,7 @@ def _describe(run: AllocationRun, model: Model) -> dict[str, Any]:
         digest.update(f"{doc['context']}\0{doc['question']}\0{doc['needle']}\0".encode())
     return {
         "name": model.name,
-        "revision": resolved_revision(model.name, config),
+        "fingerprint": model_fingerprint(model.name),
         "chat_template_sha256": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
         "conditions": [condition.name for condition in model.conditions],
         "layers": parse_layers(run.layer, text_config.num_hidden_layers),

@@ -1,0 +1,126 @@
+"""Sections on what stands beside the evaluations: attention, context-dependency scores, MT-Bench, training."""
+
+from collections.abc import Mapping
+
+from ctxaware import plots
+from ctxaware.intervals import Interval
+from ctxaware.mt_bench.summary import Results
+from ctxaware.report import pictures
+from ctxaware.report.collect import Found, Training
+from ctxaware.report.page import Section
+from ctxaware.report.tables import Cell, Table, table_3
+from ctxaware.scores.select import DEFAULT_THRESHOLD, TABLE_THRESHOLDS, above_threshold
+
+
+def attention(summaries: Mapping[str, dict]) -> Section:
+    """Figures 3 and 4: where the retrieval head looks."""
+    section = Section("attention", "Where the answer's first token looks")
+    for name, summary in summaries.items():
+        conditions, changes = list(summary["allocation"]), list(summary["changes"])
+        groups = [g for g in summary["allocation"][conditions[0]] if _any_mean(summary["allocation"], g)]
+        rows = [
+            (
+                group,
+                *(Interval(**summary["allocation"][condition][group]) for condition in conditions),
+                *(Interval(**summary["changes"][change][group]).signed for change in changes),
+            )
+            for group in groups
+        ]
+        title = f"{name}: attention of layer {summary['layer']}'s retrieval head, {summary['n_prompts']} prompts"
+        columns = ("attention on", *conditions, *changes)
+        section.tables.append(Table(title, columns, rows, "Shares with 95% intervals over prompts."))
+    return section
+
+
+def _any_mean(allocation: Mapping[str, dict], group: str) -> bool:
+    return any(of[group]["mean"] for of in allocation.values())
+
+
+def dependency(found: Found) -> Section:
+    """Table 3, the distributions behind it, and how layers agree."""
+    section = Section("dependency", "Which training turns depend on their context")
+    shares = dict(found.selections)
+    for name, by_layer in found.scores.items():
+        if len(by_layer) > 1:
+            section.pictures.append(pictures.layer_agreement(f"{name}: layers", by_layer))
+            continue
+        ((layer, scores),) = by_layer.items()
+        of_selection = [s for s in found.selections.values() if s["scores"] == scores.manifest]
+        threshold = of_selection[0]["threshold"] if of_selection else DEFAULT_THRESHOLD
+        if not of_selection:
+            above = {f"{t:g}": float(above_threshold(scores.values.tolist(), t).mean()) for t in TABLE_THRESHOLDS}
+            shares[name] = {"share_above": above, "instructions": len(scores.values)}
+        if scores.is_scored.any():
+            section.pictures.append(pictures.score_histogram(name, layer, scores, threshold))
+            section.pictures.append(pictures.instruction_lengths(name, layer, scores, threshold))
+    if shares:
+        section.paragraphs.append(
+            "Shares are of all instructions. One whose response lies past the length limit has no score and counts as "
+            "not dependent; the pictures show those with a score."
+        )
+        section.tables.append(table_3(shares))
+    return section
+
+
+def mt_bench(ratings: Mapping[str, Results]) -> Section:
+    section = Section("mt-bench", "MT-Bench")
+    for name, results in ratings.items():
+        columns = ("category", *results.models)
+        groups = [*((category, category) for category in results.categories), ("all", None)]
+        rows = [(title, *(_rating(results, model, category) for model in results.models)) for title, category in groups]
+        note = "Average rating, 1 to 10, and the number of ratings where some are missing."
+        section.tables.append(Table(f"MT-Bench by category, {name}", columns, rows, note))
+        section.paragraphs.extend(f"{name}: {flag}." for flag in results.flags())
+        if len(results.models) <= len(plots.CATEGORICAL):
+            section.pictures.append(pictures.ratings(name, results))
+    return section
+
+
+def _rating(results: Results, model: str, category: str | None) -> str | None:
+    cell = results.cell(model, category=category)
+    if cell.mean is None:
+        return None
+    return f"{cell.mean:.2f}" + (f" ({cell.n_scored}/{cell.n_expected})" if cell.n_scored < cell.n_expected else "")
+
+
+def training_runs(trainings: list[Training]) -> Section:
+    section = Section("training", "Training")
+    keys = {
+        "model_name_or_path": "base",
+        "data": "data",
+        "threshold": "threshold β",
+        "effective_batch_size": "batch",
+        "learning_rate": "learning rate",
+        "max_steps": "steps",
+        "num_train_epochs": "epochs",
+        "use_peft": "adapter",
+        "seed": "seed",
+    }
+    rows: list[tuple[Cell, ...]] = [
+        (training.name, *(_plain(training.configuration.get(key)) for key in keys))
+        for training in trainings
+        if training.configuration
+    ]
+    if rows:
+        section.tables.append(Table("Training runs", ("run", *keys.values()), rows))
+    for training in trainings:
+        if training.watch and training.watch["probes"]:
+            _add_probe(training, section)
+    return section
+
+
+def _plain(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _add_probe(training: Training, section: Section) -> None:
+    watch = training.watch or {}
+    tasks = list(dict.fromkeys(question["task"] for question in watch["questions"]))
+    where = {task: [i for i, question in enumerate(watch["questions"]) if question["task"] == task] for task in tasks}
+    by_task = {task: [[probe["scores"][i] for i in where[task]] for probe in watch["probes"]] for task in tasks}
+    section.pictures.append(pictures.probe_curves(training, tasks, by_task))
+    if stopped := watch.get("stopped"):
+        section.paragraphs.append(
+            f"{training.name} was stopped at step {stopped['step']}: {stopped['task']} changed by "
+            f"{stopped['change']:+.3f} since the first probe, a drop over {stopped['max_drop']:g} is shown."
+        )

@@ -1,0 +1,221 @@
+"""What a report can show: finding results of every kind below folders, each read whole or named as left out."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ctxaware.errors import InputError
+from ctxaware.mt_bench.store import read_json
+from ctxaware.mt_bench.summary import Results
+from ctxaware.report.samples import SampleFile, TaskRun, find_samples, read_task
+from ctxaware.report.tables import INDICATOR_SUFFIX
+from ctxaware.scores.table import Scores, read_scores
+from ctxaware.training.checkpoints import DATA, RUN, WATCH
+
+STATISTICS = "statistics.json"
+_PASSED_OVER = ("checkpoint-", ".")  # starts of the names of folders that hold no results
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model under one condition, and the tasks that it was asked.
+
+    Attributes:
+        name: as the report calls it, unique among all.
+        model: name or folder of the model, with its adapter.
+        template: whether prompts went through the chat template.
+        tasks: by name, the newest run of each.
+    """
+
+    name: str
+    model: str
+    template: bool
+    tasks: dict[str, TaskRun]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run of a recipe, or of any trainer with the probe."""
+
+    name: str
+    configuration: dict[str, Any]
+    watch: dict[str, Any] | None
+
+
+@dataclass
+class Found:
+    """Everything that was found, by the name of the run it belongs to.
+
+    Attributes:
+        evaluations: in the order of the runs; the first is what the others are compared with.
+        selections: statistics of `ctxaware select`.
+        scores: by file and layer, of `ctxaware score`.
+        ratings: of `ctxaware mt-bench judge`.
+        trainings: of the recipes.
+        attention: summaries of `ctxaware attention`.
+        left_out: what could not be read or was passed over, a line each.
+    """
+
+    evaluations: list[Evaluation] = field(default_factory=list)
+    selections: dict[str, dict] = field(default_factory=dict)
+    scores: dict[str, dict[int, Scores]] = field(default_factory=dict)
+    ratings: dict[str, Results] = field(default_factory=dict)
+    trainings: list[Training] = field(default_factory=list)
+    attention: dict[str, dict] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+
+def collect(runs: Sequence[tuple[str, Path]]) -> Found:
+    """Find and read everything below some folders.
+
+    Args:
+        runs: name and folder (or file) of each, in the order to show. Names may repeat.
+
+    Raises:
+        InputError: a folder does not exist, holds nothing that a report shows, or two evaluations have one name.
+    """
+    found = Found()
+    conditions: list[_Condition] = []
+    for name, path in runs:
+        if not path.exists():
+            raise InputError(f"{path} does not exist; pass folders that lm_eval, ctxaware or a recipe wrote")
+        before = _size(found) + len(conditions)
+        files = sorted(_files(path))
+        conditions += _conditions(name, files, found)
+        for file in files:
+            _read_other(name, path, file, found)
+        if _size(found) + len(conditions) == before:
+            raise InputError(
+                f"{path} holds nothing that a report shows; expected what lm_eval --log_samples, ctxaware score, "
+                "select, attention, mt-bench judge or a recipe wrote"
+            )
+    found.evaluations = _named(conditions)
+    return found
+
+
+def _size(found: Found) -> int:
+    return sum(len(getattr(found, name)) for name in found.__dataclass_fields__)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+    for folder, names, files in os.walk(path):
+        names[:] = sorted(name for name in names if not name.startswith(_PASSED_OVER) and name != DATA)
+        yield from (Path(folder) / name for name in files)
+
+
+@dataclass
+class _Condition:
+    """One model under one condition of one run, on its way to an `Evaluation`."""
+
+    run: str
+    model: str
+    template: bool
+    marks: tuple[str, ...]  # + Indicator, steered
+    tasks: dict[str, TaskRun] = field(default_factory=dict)
+
+
+def _conditions(run: str, files: Sequence[Path], found: Found) -> list[_Condition]:
+    """The evaluations of one run, tasks that were asked under one condition together."""
+    conditions: dict[tuple, _Condition] = {}
+    for path in files:
+        try:
+            (sample,) = find_samples(path) if path.name.startswith("samples_") else (None,)
+            if sample is None:
+                if path.name.startswith("results_") and not list(path.parent.glob("samples_*.jsonl")):
+                    found.left_out.append(f"{path}: no samples beside it; run lm_eval with --log_samples")
+                continue
+            task = read_task(sample)
+        except InputError as error:
+            found.left_out.append(str(error))
+            continue
+        condition = _condition(run, task)
+        key = condition.model, condition.template, condition.marks
+        tasks = conditions.setdefault(key, condition).tasks
+        _keep_newest(tasks, sample, task, found)
+    return sorted(conditions.values(), key=lambda condition: condition.template)  # as they come, plain ones first
+
+
+def _keep_newest(tasks: dict[str, TaskRun], sample: SampleFile, task: TaskRun, found: Found) -> None:
+    other = tasks.get(task.task)
+    if other is None or other.file.date < sample.date:
+        tasks[task.task], task = task, other or task
+    if other is not None:
+        found.left_out.append(f"{task.file.path}: an older run of the same task; {tasks[task.task].file.date} is shown")
+
+
+def _condition(run: str, task: TaskRun) -> _Condition:
+    arguments = _model_args(task.results)
+    adapter = arguments.get("peft")
+    marks = []
+    if task.task.endswith(INDICATOR_SUFFIX):
+        marks.append("+ Indicator")
+    elif (chosen := arguments.get("indicator")) not in (None, "never"):
+        marks.append(f"+ Indicator {chosen}")
+    if arguments.get("steer_alpha") is not None:
+        marks.append(f"steered, α = {arguments['steer_alpha']}")
+    model = task.model if not adapter else f"{task.model} with {adapter}"
+    return _Condition(run, model, task.template, tuple(marks))
+
+
+def _model_args(results: dict) -> dict[str, Any]:
+    """The harness's model arguments, which it writes as text or as an object."""
+    given = results.get("config", {}).get("model_args") or {}
+    if isinstance(given, dict):
+        return given
+    return dict(part.split("=", 1) for part in str(given).split(",") if "=" in part)
+
+
+def _named(conditions: Sequence[_Condition]) -> list[Evaluation]:
+    """Evaluations with names: that of the run, and what tells its conditions apart."""
+    evaluations = []
+    for condition in conditions:
+        beside = [other for other in conditions if other.run == condition.run]
+        parts = [condition.run, *condition.marks]
+        if len({other.model for other in beside}) > 1:
+            parts.insert(1, Path(condition.model).name)
+        if len({other.template for other in beside}) > 1:
+            parts.append("with template" if condition.template else "without template")
+        evaluations.append(Evaluation(", ".join(parts), condition.model, condition.template, condition.tasks))
+    names = [evaluation.name for evaluation in evaluations]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"two evaluations are called {twice[0]!r}; name the folders: before=FOLDER after=FOLDER")
+    return evaluations
+
+
+def _read_other(run: str, root: Path, path: Path, found: Found) -> None:
+    """Whatever is no evaluation; a file of another kind is passed over."""
+    name = run if path.parent == root or path == root else f"{run}, {path.parent.relative_to(root)}"
+    try:
+        if path.name == STATISTICS and "share_above" in (content := read_json(path)):
+            found.selections[name] = content
+        elif path.suffix == ".parquet" and _is_scores(path):
+            found.scores[run if path == root else f"{run}, {path.relative_to(root)}"] = read_scores(path)
+        elif path.parent.name == "model_judgment" and path.name.endswith("_single.manifest.json"):
+            judge = read_json(path)["settings"]["judge_model"]
+            found.ratings[f"{run}, judged by {judge}"] = Results(path.parent.parent, judge)
+        elif path.name == RUN and "configuration" in (content := read_json(path)):
+            found.trainings.append(Training(name, content["configuration"], _watch(path)))
+        elif path.name == WATCH and not path.with_name(RUN).is_file():
+            found.trainings.append(Training(name, {}, read_json(path)))
+        elif path.name == "attention.json":
+            found.attention |= {f"{run}, {model}": of for model, of in read_json(path).items()}
+    except (InputError, KeyError, OSError) as error:
+        found.left_out.append(f"{path}: {error}" if not isinstance(error, InputError) else str(error))
+
+
+def _watch(run: Path) -> dict | None:
+    path = run.with_name(WATCH)
+    return read_json(path) if path.is_file() else None
+
+
+def _is_scores(path: Path) -> bool:
+    import pyarrow.parquet as pq
+
+    try:
+        return {"conversation_id", "turn", "score", "user_tokens"} <= set(pq.read_schema(path).names)
+    except (OSError, ValueError):
+        return False
