@@ -185,7 +185,7 @@ class _Judging:
             self.n_new += 1
         elif failure is not None:
             self.n_failed += 1
-            lost = dict(zip(("model", "question_id", "prompt", "turn"), key, strict=True))
+            lost: dict[str, Any] = dict(zip(("model", "question_id", "prompt", "turn"), key, strict=True))
             lost |= {"kind": failure.kind, "error": str(failure), "judgment": failure.text, "tstamp": time.time()}
             append_row(self.failures, lost)
         self.on_progress(self.n_before + self.n_new, len(self.plan.matches))

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ctxaware.errors import InputError
-from ctxaware.mt_bench.store import read_json
 from ctxaware.mt_bench.summary import Results
 from ctxaware.report.samples import SampleFile, TaskRun, find_samples, read_task
 from ctxaware.report.tables import INDICATOR_SUFFIX
+from ctxaware.runs.claim import CONFIGURATION
+from ctxaware.runs.files import read_json
 from ctxaware.scores.table import Scores, read_scores
 from ctxaware.training.checkpoints import DATA, RUN, WATCH
 
@@ -195,7 +196,7 @@ def _read_other(run: str, root: Path, path: Path, found: Found) -> None:
         elif path.suffix == ".parquet" and _is_scores(path):
             found.scores[run if path == root else f"{run}, {path.relative_to(root)}"] = read_scores(path)
         elif path.parent.name == "model_judgment" and path.name.endswith("_single.manifest.json"):
-            judge = read_json(path)["settings"]["judge_model"]
+            judge = read_json(path)[CONFIGURATION]["judge_model"]
             found.ratings[f"{run}, judged by {judge}"] = Results(path.parent.parent, judge)
         elif path.name == RUN and "configuration" in (content := read_json(path)):
             found.trainings.append(Training(name, content["configuration"], _watch(path)))

@@ -80,7 +80,7 @@ class Plan:
     batch_size: str = "1"
     device: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.models:
             raise InputError("nothing to compare: pass --instruct, --base, or both")
         unknown = [task for task in self.tasks if task not in TASKS]
@@ -157,7 +157,7 @@ def _require_template(plan: Plan, model: str) -> None:
         )
 
 
-def _load(plan: Plan, model: str):
+def _load(plan: Plan, model: str) -> Any:
     import torch
     from lm_eval.api.registry import get_model
 

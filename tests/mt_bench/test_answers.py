@@ -66,15 +66,15 @@ def test_answers_do_not_depend_on_the_batch(model, tokenizer, data_dir, tmp_path
         made = answer(model, "m", data_dir, tmp_path / name, tokenizer=tokenizer, batch_size=size, seed=seed, **FEW)
         return turns_of(made.path)
 
-    wanted = run("a", 8)
-    assert run("b", batch_size) == wanted
-    assert wanted[1] != wanted[5] != wanted[6]
+    expected = run("a", 8)
+    assert run("b", batch_size) == expected
+    assert expected[1] != expected[5] != expected[6]
     other = run("c", 8, seed=1)
-    assert {q for q in other if other[q] == wanted[q]} == {2, 4}  # the greedy ones
+    assert {q for q in other if other[q] == expected[q]} == {2, 4}  # the greedy ones
 
 
 def test_a_stopped_run_goes_on_without_an_answer_twice(model, tokenizer, data_dir, tmp_path, monkeypatch):
-    wanted = turns_of(answer(model, "m", data_dir, tmp_path / "whole", tokenizer=tokenizer, **FEW).path)
+    expected = turns_of(answer(model, "m", data_dir, tmp_path / "whole", tokenizer=tokenizer, **FEW).path)
     calls = []
     real = LocalModel.answer
 
@@ -96,7 +96,7 @@ def test_a_stopped_run_goes_on_without_an_answer_twice(model, tokenizer, data_di
     assert (outcome.n_new, outcome.complete) == (2, True)
     assert len(calls) == 5 + 4  # the two questions that were missing, two turns each
     assert read_jsonl(path)[:2] == kept
-    assert turns_of(path) == wanted
+    assert turns_of(path) == expected
     assert answer(model, "m", data_dir, tmp_path / "out", **arguments).n_new == 0
 
 

@@ -21,6 +21,11 @@ def test_a_reply_carries_the_text_the_model_and_the_count(server):
     assert server.bodies == [{"model": "judge", "messages": MESSAGES, "n": 1, "temperature": 0, "max_tokens": 7}]
 
 
+def test_half_a_surrogate_pair_becomes_a_question_mark(server):
+    server.reply = lambda _: Say(text="fine \ud83d [[5]]")
+    assert chat(server).text == "fine ? [[5]]"
+
+
 @pytest.mark.parametrize(
     "say",
     [Say(status=500), Say(status=503), Say(status=429), Say(cut=True), Say(wait_seconds=1.0)],

@@ -262,7 +262,7 @@ def test_a_damaged_manifest_is_one_line(judge, command, out, content):
         assert "judge_single" in refusal(result)
 
 
-@pytest.mark.parametrize("turns", ["abc", [], ["a", 3], {"a": "b"}, ["a", ""]], ids=str)
+@pytest.mark.parametrize("turns", ["abc", [], ["a", 3], {"a": "b"}, ["a", ""], ["half \ud800", "b"]], ids=str)
 def test_turns_are_texts(answer, data_dir, server, turns):
     write_jsonl(data_dir / "mt_bench" / "question.jsonl", [*QUESTIONS[:3], {**QUESTIONS[3], "turns": turns}])
     assert "question 4" in refusal(answer())
