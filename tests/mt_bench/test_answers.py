@@ -194,6 +194,31 @@ def test_a_folder_and_an_adapter_answer(tokenizer, data_dir, tmp_path):
         answer(tuned.eval(), "tuned-object", data_dir, tmp_path / "out", tokenizer=tokenizer, **FEW).path
     )
     assert turns_of(made.path) != turns_of(plain.path)
+    # weights that changed at the same path
+    get_peft_model(tiny_model(tokenizer), LoraConfig(target_modules=["q_proj", "v_proj"])).save_pretrained(adapter)
+    with pytest.raises(InputError, match=r"model\.peft_weights"):
+        answer(str(folder), "tuned", data_dir, tmp_path / "out", peft=str(adapter), **FEW)
+    with torch.no_grad():
+        other = tiny_model(tokenizer)
+        other.lm_head.weight.add_(0.1)
+    other.save_pretrained(folder)
+    with pytest.raises(InputError, match=r"model\.weights"):
+        answer(str(folder), "plain", data_dir, tmp_path / "out", **FEW)
+
+
+def test_the_tokenizer_beside_an_adapter_is_taken(tokenizer, data_dir, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base, adapter, bare = tiny_model(tokenizer), tmp_path / "adapter", copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    base.save_pretrained(tmp_path / "base")
+    bare.save_pretrained(tmp_path / "base")
+    get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(adapter)
+    arguments = {"peft": str(adapter), "max_new_tokens": 1}
+    with pytest.raises(InputError, match="no chat template"):
+        answer(str(tmp_path / "base"), "m", data_dir, tmp_path / "out", **arguments)
+    tokenizer.save_pretrained(adapter)
+    assert answer(str(tmp_path / "base"), "m", data_dir, tmp_path / "out", **arguments).complete
 
 
 def test_an_endpoint_answers_both_turns_and_a_bad_answer_is_asked_for_again(server, data_dir, out):

@@ -43,7 +43,9 @@ def test_a_report_finds_the_ratings_of_a_folder(command, server, data_dir, tmp_p
     from ctxaware.report.collect import collect
 
     write_answers(tmp_path / "out")
-    command("judge", "--out", tmp_path / "out", "--data-dir", data_dir, "--judge-model", "a/b", "--base-url", server.url)
+    command(
+        "judge", "--out", tmp_path / "out", "--data-dir", data_dir, "--judge-model", "a/b", "--base-url", server.url
+    )
     ratings = collect([("run", tmp_path / "out")]).ratings
     assert {name: results.cell("m").mean for name, results in ratings.items()} == {"run, judged by a/b": 7}
 
