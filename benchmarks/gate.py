@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
-from ctxaware.intervals import mean_of_tasks
+from ctxaware.noninferiority import p_values
 from ctxaware.report.compare import Pairs
-from ctxaware.report.gate import p_values
 
 ALPHA = 0.05
 N_RESAMPLES = 1000
@@ -87,7 +86,8 @@ def simulate(design: Design, n_pairs: int, seed: int = 0) -> Iterator[tuple[Pair
     rng = np.random.default_rng(seed)
     for _ in range(n_pairs):
         pairs = design.pairs(rng)
-        yield pairs, *p_values(mean_of_tasks([pairs.difference()]), [pairs], design.max_drop)
+        (p_fail,), (p_pass,) = p_values([pairs.differences], [pairs.clusters], design.max_drop)
+        yield pairs, p_fail, p_pass
 
 
 def verdicts(design: Design, n_pairs: int, seed: int = 0) -> tuple[float, float]:

@@ -10,7 +10,7 @@ the variance by their design effect (Rao and Scott, Biometrics 48, 1992), estima
 time, and the quantiles are those of Student's t for the number of clusters.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,8 +67,8 @@ class BoundedMean:
 
     def __init__(
         self,
-        values: Sequence[float],
-        clusters: Sequence[Hashable] | None = None,
+        values: Sequence[float] | np.ndarray,
+        clusters: Collection[Hashable] | None = None,
         bounds: tuple[float, float] = UNIT,
     ) -> None:
         data = np.asarray(values, dtype=float)
@@ -181,8 +181,8 @@ class BoundedMean:
 
 
 def mean_interval(
-    values: Sequence[float],
-    clusters: Sequence[Hashable] | None = None,
+    values: Sequence[float] | np.ndarray,
+    clusters: Collection[Hashable] | None = None,
     bounds: tuple[float, float] = UNIT,
     confidence: float = 0.95,
 ) -> Interval:

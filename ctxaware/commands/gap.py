@@ -72,3 +72,7 @@ def gap(
     summary = gap_module.run(plan, out)
     gap_module.save(summary, plan, out)
     print(gap_module.table(summary))
+    print()
+    for line in gap_module.sentences(summary):
+        print(line)
+    print(f"picture: {out / 'gap.png'}")

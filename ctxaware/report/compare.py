@@ -3,7 +3,7 @@
 The pairing is by the hash of the document, so the order of the files, other tasks beside and re-runs do not matter.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -21,8 +21,6 @@ MISMATCHES = {  # what may differ between two runs, and what it means where it d
     LIMIT: "runs on a part of the task's documents (--limit)",
     GENERATION: "generation settings",
 }
-_N_DRAWS, _BATCH = 10_000, 500  # of sign flips
-_EXACT_UP_TO = 13  # clusters that differ: all 2^13 sign flips are gone through
 
 
 @dataclass(frozen=True)
@@ -167,32 +165,3 @@ def _why(before: TaskRun, after: TaskRun) -> str:
             kind = "another" if x and y else f"{'with' if x else 'without'} against {'with' if y else 'without'}"
             reasons.append(f"{kind} {what}")
     return f" ({', '.join(reasons)})" if reasons else ""
-
-
-def sign_flip(differences: Sequence[float], clusters: Sequence[str]) -> float:
-    """One-sided p-value for "no loss", from flipping the signs of whole clusters.
-
-    Without a change the two runs could be swapped for each cluster, so each sign of a cluster's sum is as likely as the
-    other: the test is exact however few the clusters are. For 0/1 scores without clusters it is McNemar's exact test.
-    Signs are gone through where they are few, and drawn with a fixed seed where they are many.
-    """
-    sums: dict[str, float] = defaultdict(float)
-    for difference, name in zip(differences, clusters, strict=True):
-        sums[name] += float(difference)
-    size = np.abs([total for total in sums.values() if abs(total) > 1e-12])
-    observed = sum(sums.values())
-    if observed >= 0:
-        return 1.0
-    if np.allclose(size, size[0]):
-        from scipy.stats import binom
-
-        n_losses = round((len(size) - observed / size[0]) / 2)
-        return float(binom.sf(n_losses - 1, len(size), 0.5))
-    if len(size) <= _EXACT_UP_TO:
-        signs = 1 - 2 * ((np.arange(2 ** len(size))[:, None] >> np.arange(len(size))) & 1)
-        return float(np.mean(signs @ size <= observed + 1e-9))
-    rng, n_as_low = np.random.default_rng(0), 0
-    for _ in range(_N_DRAWS // _BATCH):
-        signs = 1.0 - 2.0 * rng.integers(2, size=(_BATCH, len(size)))
-        n_as_low += int(np.sum(signs @ size <= observed + 1e-9))
-    return (1 + n_as_low) / (1 + _N_DRAWS)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ctxaware.errors import InputError
 from ctxaware.intervals import DIFFERENCE, Interval, mean_interval
+from ctxaware.plots import scores_and_effects
 from ctxaware.report.evaluation import read_run, run_tasks
 from ctxaware.report.samples import TaskRun, cluster
 from ctxaware.report.tables import Table, mean_score
@@ -20,6 +21,7 @@ from ctxaware.runs.files import write_text
 NEEDLE_TASK = "nih_ctx"
 READING_TASKS = ("squad_contain", "quac_contain", "drop_contain")
 TASKS = (NEEDLE_TASK, *READING_TASKS)
+TEMPLATE_EFFECT = "template effect"
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,10 @@ def effects(task: str) -> dict[str, tuple[Cell, Cell]]:
         Cell("instruct", False, needle),
         Cell("instruct", True, needle),
     )
-    found = {"tuning effect": (plain, base), "template effect": (template, plain)}
+    named = {"tuning effect": (plain, base), TEMPLATE_EFFECT: (template, plain)}
     if needle:
-        found["effect of leaving out the prefix"] = (Cell("instruct", True, False), template)
-    return found
+        named["effect of leaving out the prefix"] = (Cell("instruct", True, False), template)
+    return named
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Plan:
     batch_size: str = "1"
     device: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.models:
             raise InputError("nothing to compare: pass --instruct, --base, or both")
         unknown = [task for task in self.tasks if task not in TASKS]
@@ -157,7 +159,7 @@ def _require_template(plan: Plan, model: str) -> None:
         )
 
 
-def _load(plan: Plan, model: str):
+def _load(plan: Plan, model: str) -> Any:
     import torch
     from lm_eval.api.registry import get_model
 
@@ -216,8 +218,29 @@ def table(summary: dict[str, dict[str, dict[str, Interval]]]) -> str:
     return Table("Context-awareness gap", ("task", "cell", "score [95% interval]", "n"), rows).markdown()
 
 
+def sentences(summary: dict[str, dict[str, dict[str, Interval]]]) -> list[str]:
+    """What the template did, a sentence a task: the needle's answer is begun on both sides, so that both answer."""
+    lines = []
+    for task, of_task in summary["effects"].items():
+        if (effect := of_task.get(TEMPLATE_EFFECT)) is not None:
+            fairly = ", the answer begun on both sides" if task == NEEDLE_TASK else ""
+            lines.append(f"{task}: with the chat template the score changes by {effect.signed}{fairly}; n = {effect.n}")
+    return lines
+
+
+def draw(summary: dict[str, dict[str, dict[str, Interval]]], plan: Plan, path: Path) -> Path:
+    """The table as a picture: scores and paired differences with their intervals."""
+    rows = {
+        part: {f"{task}: {name}": interval for task, of in summary[part].items() for name, interval in of.items()}
+        for part in ("cells", "effects")
+    }
+    names = " and ".join(Path(name).name for name in plan.models.values())
+    return scores_and_effects(rows["cells"], rows["effects"], names, path)
+
+
 def save(summary: dict[str, Any], plan: Plan, out: Path) -> None:
-    """Write `gap.md` and `gap.json` beside the results."""
+    """Write `gap.md`, `gap.json` and `gap.png` beside the results."""
+    draw(summary, plan, out / "gap.png")
     write_text(out / "gap.md", table(summary) + "\n")
     content = {"plan": dataclasses.asdict(plan), **_as_dicts(summary)}
     write_text(out / "gap.json", json.dumps(content, indent=2) + "\n")

@@ -15,10 +15,10 @@ import numpy as np
 
 from ctxaware.errors import InputError
 from ctxaware.intervals import MeanOfTasks, mean_of_tasks
-from ctxaware.report.compare import MISMATCHES, MISSING, Mismatch, Pairs, pair, sign_flip
+from ctxaware.noninferiority import FAIL, INCONCLUSIVE, PASS, p_values, verdict_of
+from ctxaware.report.compare import MISMATCHES, MISSING, Mismatch, Pairs, pair
 from ctxaware.report.samples import TaskRun, read_run
 
-PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 EXIT_CODES = {PASS: 0, FAIL: 1, INCONCLUSIVE: 3}
 POWER = 0.8  # how often a "detectable" drop is shown, and a "deciding" number of samples decides
 MEAN = "mean of tasks"
@@ -167,11 +167,11 @@ def judge(pairs: Sequence[Pairs], max_drop: float, confidence: float) -> list[Ju
     subjects = [(mean_of_tasks([part]), [each]) for part, each in zip(parts, pairs, strict=True)]
     if len(pairs) > 1:
         subjects.append((mean_of_tasks(parts), list(pairs)))
-    p_fail, p_pass = zip(*(p_values(difference, of, max_drop) for difference, of in subjects), strict=True)
+    p_fail, p_pass = p_values([each.differences for each in pairs], [each.clusters for each in pairs], max_drop)
     strictest = alpha / len(subjects)  # Holm's first step
     judgments = []
-    for (difference, of), p, q in zip(subjects, holm(p_fail), p_pass, strict=True):
-        verdict = FAIL if p < alpha else PASS if q < alpha else INCONCLUSIVE
+    for (difference, of), p, q in zip(subjects, p_fail, p_pass, strict=True):
+        verdict = verdict_of(p, q, alpha)
         to_decide = n_to_decide(difference, max_drop, strictest, alpha) if verdict == INCONCLUSIVE else None
         kinds = dict.fromkeys(each.cluster_kind for each in of)
         judgments.append(
@@ -196,26 +196,6 @@ def judge(pairs: Sequence[Pairs], max_drop: float, confidence: float) -> list[Ju
             )
         )
     return judgments
-
-
-def p_values(difference: MeanOfTasks, pairs: Sequence[Pairs], max_drop: float) -> tuple[float, float]:
-    """One-sided p-values for *fail* and for *pass*, of one task or of the mean of several.
-
-    That of *fail* is the score test's, and never smaller than the exact test's of no drop at all: three flips of 400
-    questions, all to the worse, are no proof.
-    """
-    weighted = np.concatenate([each.differences / len(each.rows) for each in pairs])
-    exact = sign_flip(weighted, [name for each in pairs for name in each.clusters])
-    return max(difference.p_below(-max_drop), exact), difference.p_above(-max_drop)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for their number (Holm 1979), in the order given."""
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
 
 
 def detectable_drop(difference: MeanOfTasks, max_drop: float, alpha: float) -> float | None:

@@ -7,7 +7,7 @@ of its documents, prompts and targets add up to the one that the results file re
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ def cluster(row: dict) -> tuple[str, str]:
 
     Needles of one context length and depth are one cell, whatever the prompt; questions on one text are one passage.
     """
-    doc = row.get("doc") if isinstance(row.get("doc"), dict) else {}
+    doc: dict = row["doc"] if isinstance(row.get("doc"), dict) else {}
     if "context_length" in doc and "depth_percent" in doc:
         return "cell", f"{doc['context_length']} tokens, {doc['depth_percent']}%"
     for name in PASSAGE_FIELDS:
@@ -188,7 +188,7 @@ def read_task(file: SampleFile) -> TaskRun:
     return TaskRun(file, rows, results)
 
 
-def read_run(path: Path, tasks: Sequence[str] | None = None) -> dict[str, TaskRun]:
+def read_run(path: Path, tasks: Collection[str] | None = None) -> dict[str, TaskRun]:
     """The newest run of each task below a folder.
 
     Args:

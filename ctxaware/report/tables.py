@@ -10,11 +10,13 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ctxaware.errors import InputError
 from ctxaware.intervals import UNIT, BoundedMean, Interval, mean_of_tasks
-from ctxaware.report.compare import MISSING, VERSIONS, pair
 from ctxaware.report.samples import TaskRun, cluster
+
+if TYPE_CHECKING:
+    import pandas
 
 Run = Mapping[str, TaskRun]  # by task
 INDICATOR_SUFFIX = "_ind"
@@ -86,11 +88,11 @@ class Table:
             ]
         )
 
-    def frame(self):
+    def frame(self) -> "pandas.DataFrame":
         """As a pandas data frame; an interval becomes three columns: the mean, ` low` and ` high`."""
         import pandas
 
-        columns: dict[str, list] = {}
+        columns: dict[str, list[object]] = {}
         for name, cells in zip(self.columns, zip(*self.rows, strict=True), strict=True):
             columns[name] = [getattr(cell, "mean", cell) for cell in cells]
             for attribute in ("low", "high", "sd"):
@@ -158,15 +160,20 @@ def _of_task(run: Run, task: str) -> TaskRun | None:
     return run.get(task) or run.get(task + INDICATOR_SUFFIX)
 
 
+def _cell(run: TaskRun | None, metric: str | None) -> Interval | None:
+    return None if run is None else mean_score(run, metric).interval()
+
+
 def _by_task(
     first: str, title: str, runs: Mapping[str, Run], ratings: Mapping[str, float | None] | None, metric: str | None
 ) -> Table:
     tasks, rows = _tasks(runs), []
     for name, run in runs.items():
         means = [mean_score(of, metric) if (of := _of_task(run, task)) else None for task in tasks]
-        whole = all(means) and len(means) > 1
-        average = mean_of_tasks(means).interval() if whole else None
-        rows.append((name, *(mean and mean.interval() for mean in means), average, (ratings or {}).get(name)))
+        whole = [mean for mean in means if mean is not None]
+        average = mean_of_tasks(whole).interval() if len(whole) == len(tasks) > 1 else None
+        intervals = [None if mean is None else mean.interval() for mean in means]
+        rows.append((name, *intervals, average, (ratings or {}).get(name)))
     columns = [first, *map(title_of, tasks), "average", "MT-Bench"]
     table = Table(title, tuple(columns), rows, "Scores with 95% intervals by cluster.")
     return _without_empty(table)
@@ -192,7 +199,7 @@ def table_1(runs: Mapping[str, Mapping[str, Run]], metric: str | None = None) ->
         for model, of_model in runs.items():
             found = [_of_task(of_model.get(condition, {}), task) for condition in conditions]
             if any(found):
-                rows.append((title_of(task), model, *(run and mean_score(run, metric).interval() for run in found)))
+                rows.append((title_of(task), model, *(_cell(run, metric) for run in found)))
     return Table("Attention steering", ("task", "model", *conditions), rows, "Scores with 95% intervals by cluster.")
 
 
@@ -236,31 +243,8 @@ def table_7(runs: Mapping[str, Mapping[str, TaskRun]], metric: str | None = None
     rows = []
     for model, of_model in runs.items():
         cells = [of_model.get(column) for column in columns]
-        rows.append(
-            (
-                model,
-                *(run and (spread_over_prompts(run, metric) or mean_score(run, metric).interval()) for run in cells),
-            )
-        )
+        spreads = [None if run is None else spread_over_prompts(run, metric) for run in cells]
+        shown = [spread or _cell(run, metric) for spread, run in zip(spreads, cells, strict=True)]
+        rows.append((model, *shown))
     note = "Mean ± standard deviation over prompt templates; with one template, the mean with its 95% interval."
     return Table("Needle in a haystack, with and without chat template", ("model", *columns), rows, note)
-
-
-def paired_table(runs: Mapping[str, TaskRun], metric: str | None = None) -> Table:
-    """Scores of one task in several runs, and their paired differences to the first one.
-
-    Raises:
-        InputError: a run was asked other questions than the first, or in another version of the task.
-    """
-    first, rows = next(iter(runs.values())), []
-    for name, run in runs.items():
-        difference = None
-        if run is not first:
-            pairs = pair(first, run, metric)
-            if others := [m.text for m in pairs.mismatches if m.kind in (MISSING, VERSIONS)]:
-                raise InputError(f"{name} does not compare with {next(iter(runs))}: {'; '.join(others)}")
-            difference = pairs.difference().interval()
-        mean = mean_score(run, metric)
-        rows.append((name, mean.interval(), difference, mean.n))
-    columns = ("run", "score [95% interval]", "difference to the first, paired", "n")
-    return Table(title_of(first.task), columns, rows, "Intervals are by cluster: passages, needle cells.")

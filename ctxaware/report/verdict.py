@@ -119,7 +119,7 @@ def junit(gate: Gate) -> str:
         name: str(sum(j.verdict == v for j in gate.judgments))
         for name, v in (("failures", FAIL), ("errors", INCONCLUSIVE))
     }
-    suite = ElementTree.Element("testsuite", name="ctxaware gate", tests=str(len(gate.judgments)), **counts)
+    suite = ElementTree.Element("testsuite", {"name": "ctxaware gate", "tests": str(len(gate.judgments)), **counts})
     for each in gate.judgments:
         case = ElementTree.SubElement(suite, "testcase", classname="ctxaware.gate", name=_xml(each.name))
         if each.verdict != PASS:

@@ -16,11 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from accelerate import PartialState
 from transformers import TrainerCallback
 
 from ctxaware.errors import InputError
-from ctxaware.intervals import DIFFERENCE, BoundedMean, mean_interval
+from ctxaware.intervals import mean_interval
+from ctxaware.noninferiority import FAIL, p_values, verdict_of
 from ctxaware.runs.files import write_json
 from ctxaware.runs.processes import is_sharded, on_main
 from ctxaware.training.checkpoints import WATCH
@@ -164,19 +166,21 @@ class ContextAwarenessCallback(TrainerCallback):
         return told
 
     def _failed(self, state: Any) -> dict | None:
-        """The task whose drop since the first probe is shown to be over the limit, None where none is.
+        """The task, or their mean, that fails by the gate's rule against the first probe; None where none does.
 
-        One chance in `1 - confidence` of a false alarm is shared out among all the run's probes and tasks (Bonferroni).
+        The chance of a false alarm is shared out among the run's probes (Bonferroni), as the rule does among tasks.
         """
         tasks, n_probes = self._tasks(), -(-state.max_steps // self.every_n_steps)
-        alpha = (1 - self.confidence) / (n_probes * len(tasks))
-        for task, rows in tasks.items():
-            first, last = self.probes[0]["scores"], self.probes[-1]["scores"]
-            change = BoundedMean(
-                [last[i] - first[i] for i in rows], [self.questions[i].cluster for i in rows], DIFFERENCE
-            )
-            if change.p_below(-self.max_drop) < alpha:
-                return {"task": task, "change": change.mean, "max_drop": self.max_drop}
+        first, last = self.probes[0]["scores"], self.probes[-1]["scores"]
+        differences = [[last[i] - first[i] for i in rows] for rows in tasks.values()]
+        clusters = [[self.questions[i].cluster for i in rows] for rows in tasks.values()]
+        changes = [float(np.mean(of)) for of in differences]
+        subjects = [*zip(tasks, changes, strict=True), ("mean of tasks", float(np.mean(changes)))]
+        p_fail, p_pass = p_values(differences, clusters, self.max_drop)
+        alpha = (1 - self.confidence) / n_probes
+        for (task, change), fails, passes in zip(subjects, p_fail, p_pass, strict=False):  # one task has no mean beside
+            if verdict_of(fails, passes, alpha) == FAIL:
+                return {"task": task, "change": change, "max_drop": self.max_drop}
         return None
 
     def _digest(self) -> str:

@@ -6,7 +6,8 @@ from scipy.stats import permutation_test
 from support.runs import cells, passages, sample, write_run
 
 from ctxaware.errors import InputError
-from ctxaware.report.compare import GENERATION, LIMIT, MISSING, PROMPTS, VERSIONS, pair, sign_flip
+from ctxaware.noninferiority import sign_flip
+from ctxaware.report.compare import GENERATION, LIMIT, MISSING, PROMPTS, VERSIONS, pair
 from ctxaware.report.samples import read_run
 
 

@@ -121,6 +121,14 @@ def test_table_json_and_plan_are_written(finished):
     content = json.loads((out / "gap.json").read_text())
     assert content["cells"]["nih_ctx"]["instruct, with template"]["n"] == 4
     assert content["plan"]["settings"]["needle"] == "sf"
+    assert (out / "gap.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_effect_of_the_template_is_said_in_a_sentence(finished):
+    _, _, summary = finished
+    effect = summary["effects"]["nih_ctx"]["template effect"]
+    sentence = next(line for line in gap.sentences(summary) if line.startswith("nih_ctx"))
+    assert f"changes by {effect.signed}, the answer begun on both sides; n = {effect.n}" in sentence
 
 
 def test_a_second_run_loads_no_model_and_says_the_same(finished, monkeypatch):
@@ -168,7 +176,7 @@ def test_kill_9_and_the_same_command_repeats_no_answer(model_folder, tmp_path):
     assert sum(map(int, re.findall(r"Requests remaining: (\d+)", again.stderr))) == 3 * 16 - n_kept
     the_plan = json.loads((out / "plan.json").read_text())
     undisturbed = plan({"instruct": model_folder}, **the_plan["settings"])
-    assert again.stdout == gap.table(gap.run(undisturbed, tmp_path / "whole")) + "\n"
+    assert again.stdout.startswith(gap.table(gap.run(undisturbed, tmp_path / "whole")) + "\n")
 
 
 def test_a_base_model_that_comes_later_is_added(model_folder, base_folder, tmp_path):

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from ctxaware.commands.app import app
 from ctxaware.errors import InputError
 from ctxaware.intervals import DIFFERENCE, BoundedMean
-from ctxaware.report.gate import FAIL, INCONCLUSIVE, MEAN, PASS, RunsDiffer, gate, holm
+from ctxaware.noninferiority import holm
+from ctxaware.report.gate import FAIL, INCONCLUSIVE, MEAN, PASS, RunsDiffer, gate
 from ctxaware.report.samples import find_samples
 from ctxaware.report.verdict import content, junit, markdown
 
