@@ -11,7 +11,7 @@ from support.server import Say
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import INDICATOR, add_indicator, indicator_id
 from ctxaware.mt_bench.generate import LocalModel
-from ctxaware.mt_bench.protocol import conversation, seed_of, temperature_of
+from ctxaware.mt_bench.protocol import seed_of
 
 FEW = {"max_new_tokens": 12}
 
@@ -149,16 +149,6 @@ def test_the_indicator_is_one_token_on_both_user_turns_and_typed_ones_are_text(d
     assert any("lighter than water? [IND]<|im_end|>" in text.replace("?[IND]", "? [IND]") for text in texts)
     assert any("Say it to a child." in text for text in texts)  # the full stop of the one function
     assert turns_of(out / "model_answer" / "m.jsonl").keys() == {1, 2, 3, 4, 9}
-
-
-def test_conversation_is_the_one_function_of_the_indicator():
-    from ctxaware.indicator.marking import append_indicator
-
-    assert conversation(["One", "Two?"], ["Yes"], True, None) == [
-        {"role": "user", "content": append_indicator("One")},
-        {"role": "assistant", "content": "Yes"},
-        {"role": "user", "content": append_indicator("Two?")},
-    ]
 
 
 def test_a_tokenizer_without_the_indicator_is_refused(model, tokenizer, data_dir, out):
@@ -299,17 +289,3 @@ def test_the_manifest_says_how_the_answers_were_made(model, tokenizer, data_dir,
     assert (settings["max_new_tokens"], settings["seed"], settings["indicator"]) == (12, 0, False)
     assert settings["model"]["window_tokens"] == 2048
     assert {"fschat", "openai", "torch", "transformers"} <= manifest["runs"][0]["versions"].keys()
-
-
-def test_temperatures_are_fastchat_s():
-    from fastchat.llm_judge.common import temperature_config
-
-    assert temperature_of({"category": "roleplay"}, temperature_config) == 0.7
-    assert temperature_of({"category": "humanities"}, temperature_config) == 0.1
-    assert temperature_of({"category": "math"}, temperature_config) == 0.0
-    assert temperature_of({"category": "of my own"}, temperature_config) == 0.7
-    assert temperature_of({"category": "math", "required_temperature": 0.3}, temperature_config) == 0.3
-
-
-def test_each_answer_has_a_seed_of_its_own():
-    assert len({seed_of(s, q, t, c) for s in range(3) for q in range(20) for t in range(2) for c in range(2)}) == 240
