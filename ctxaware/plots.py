@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ctxaware.runs.files import whole_file
+from ctxaware.runs.files import output_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,8 +38,12 @@ def new_panels(width: float, height: float, columns: int) -> tuple[Figure, Seque
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG or an SVG, as the name ends, and return its path."""
-    with whole_file(path) as unfinished:
+    """Write a PNG or an SVG, as the name ends, and return its path.
+
+    Raises:
+        InputError: the place can't be written to.
+    """
+    with output_file(path) as unfinished:
         if path.suffix == ".svg":  # nothing behind the picture, and no date in it
             figure.savefig(unfinished, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         else:
