@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxaware.errors import InputError
+from ctxaware.runs.files import read_json
 
 _NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d\-.]+)\.jsonl")
 PASSAGE_FIELDS = ("context", "passage", "article", "story")  # where data sets keep the text that questions are about
@@ -202,15 +203,6 @@ def read_run(path: Path, tasks: Collection[str] | None = None) -> dict[str, Task
         raise InputError(f"{path} does not exist; pass what lm_eval --log_samples --output_path FOLDER wrote")
     files = newest_samples(path)
     return {task: read_task(file) for task, file in files.items() if tasks is None or task in tasks}
-
-
-def read_json(path: Path) -> dict:
-    """A file's JSON object.
-
-    Raises:
-        InputError: it holds no whole one.
-    """
-    return _parse(_read(path), str(path))
 
 
 def _read(path: Path) -> str:
