@@ -15,6 +15,7 @@ from support.architectures import CONFIGS, random_model
 
 from ctxaware import ContextLM
 from ctxaware.errors import InputError
+from ctxaware.harness.indicator import IndicatorMixin
 from ctxaware.harness.paths import tasks_folder
 from ctxaware.harness.prefix_cache import PrefixCache
 from ctxaware.indicator.token import add_indicator, indicator_id
@@ -323,7 +324,7 @@ class Watching(ContextLM):
 
 @pytest.mark.parametrize("reuse", [True, False])
 def test_every_call_of_the_model_is_inside_around_call_which_knows_its_keys(make, reuse):
-    lm = make(Watching, batch_size=3, prefix_cache=reuse)
+    lm = make(Watching, batch_size=3, prefix_cache=reuse, max_length=100)  # some prompts are cut on the left
     assert (lm.why_no_reuse() is None) is reuse
     n_keys = []
 
@@ -337,14 +338,28 @@ def test_every_call_of_the_model_is_inside_around_call_which_knows_its_keys(make
     try:
         lm.loglikelihood(to_score(), disable_tqdm=True)
         assert n_keys == [call.input_ids.shape[1] for call in lm.calls]
+        assert {prompt.text for call in lm.calls for prompt in call.prompts} == {*prompts(), ""}
+        n_scored = len(lm.calls)
         lm.generate_until(to_generate(), disable_tqdm=True)
     finally:
         handle.remove()
+    assert {prompt.text for call in lm.calls[n_scored:] for prompt in call.prompts} == set(prompts())
     for call in lm.calls:
         for ids, mask, prompt in zip(call.input_ids, call.attention_mask, call.prompts, strict=True):
             row = tuple(ids[mask.bool()].tolist())
             assert row == prompt.input_ids[: len(row)]
-            assert prompt.text in prompts() or prompt.text == ""
+
+
+def test_prompts_share_as_far_as_a_sub_class_says(make):
+    class KeepsApart(ContextLM):
+        def cache_key(self, input_ids, text):
+            return tuple((i, text) for i in input_ids)
+
+    lm = make(KeepsApart)
+    lm.generate_until(to_generate(), disable_tqdm=True)
+    assert lm.n_prompt_tokens["asked"] - lm.n_prompt_tokens["computed"] < len(
+        lm.tok_encode(prompts()[4])
+    )  # it is twice
 
 
 def test_messages_behind_a_prompt(make):
@@ -441,3 +456,22 @@ def test_kept_prompts_of_marked_and_plain_runs_are_apart(folder):
         for indicator in ("never", "always")
     }
     assert len(names) == 2
+
+
+def test_the_indicator_is_a_mix_in_for_any_back_end(folder):
+    class MarkingHF(IndicatorMixin, HFLM):
+        pass
+
+    lm = MarkingHF(pretrained=str(folder), device="cpu", indicator="always")
+    (ids,) = sent(lm, evaluate(lm, ["squad_contain"], limit=1), "squad_contain")
+    assert ids.count(indicator_id(lm.tokenizer)) == 1
+    assert lm.get_model_info()["indicator"] == "always"
+
+
+def test_the_vllm_model_is_the_harness_s_with_the_mix_in():
+    pytest.importorskip("vllm", reason="vLLM is not installed here")
+    from lm_eval.models.vllm_causallms import VLLM
+
+    from ctxaware.harness.vllm import ContextVLLM
+
+    assert ContextVLLM.__mro__[1:3] == (IndicatorMixin, VLLM)
