@@ -421,3 +421,13 @@ def test_in_bfloat16_the_columns_keep_log_alpha_to_a_ten_thousandth(alpha):
     summand = query.double() @ key.double().transpose(2, 3) * 0.25
     expected = math.log(alpha) * (steered[:, None, None] & outside[0])
     torch.testing.assert_close(summand[0], expected.double().expand(2, 3, 3), atol=1e-4, rtol=0)
+
+
+def test_a_generate_of_the_models_own_comes_back(llama):
+    llama.generate = own = lambda *args, **kwargs: "own"
+    try:
+        with _steered(llama):
+            assert llama.generate() == "own"
+        assert llama.generate is own
+    finally:
+        del llama.generate
