@@ -29,6 +29,8 @@ demo: demo/without_template.txt demo/with_template.txt
 	@echo; echo "Without the chat template:"; cat demo/without_template.txt
 	@echo; echo "With the chat template:"; cat demo/with_template.txt
 	@echo; echo "Heatmaps:"; $(BIN)/ctxaware heatmap demo
+	@echo; echo "All on one page:"; $(BIN)/ctxaware report "without template=demo/without_template" \
+		"with template=demo/with_template" --title "The embedded model, with and without its template" --out demo/report.html
 
 demo/without_template.txt demo/with_template.txt: demo/%.txt: $(VENV)/.demo
 	rm -rf demo/$* && mkdir -p demo
@@ -40,6 +42,9 @@ demo-train: $(TRAIN_DEMO)/read/.done
 	@echo; echo "Tuned with the indicator and asked without [IND], against tuned vanilla:"; $(GATE)/plain || [ $$? -ne 2 ]
 	@echo; echo "Tuned with the indicator and asked with [IND], against tuned vanilla:"; \
 		$(GATE)/ind --tasks squad_contain=squad_contain_ind --allow prompts || [ $$? -ne 2 ]
+	@echo; echo "All on one page:"; $(BIN)/ctxaware report "vanilla=$(TRAIN_DEMO)/read/vanilla" "before tuning=$(TRAIN_DEMO)/read/base" \
+		"with indicator=$(TRAIN_DEMO)/read/plain" "with indicator=$(TRAIN_DEMO)/read/ind" "vanilla=$(TRAIN_DEMO)/vanilla" \
+		"with indicator=$(TRAIN_DEMO)/indicator" --title "Tuned with and without the indicator" --out $(TRAIN_DEMO)/report.html
 
 $(TRAIN_DEMO)/held_out.json: recipes/demo/sayings.py | $(VENV)/.train
 	$(BIN)/python recipes/demo/sayings.py $(TRAIN_DEMO)

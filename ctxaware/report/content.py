@@ -164,7 +164,7 @@ def _templates(evaluations: list[Evaluation]) -> Section:
     columns = {column for row in rows.values() for column in row}
     if len(columns) > 1:
         order = sorted(columns, key=lambda column: (column.startswith("with "), column.endswith("no prefix")))
-        section.tables.append(table_7({name: {c: row[c] for c in order if c in row} for name, row in rows.items()}))
+        section.tables.append(table_7({name: {c: row.get(c) for c in order} for name, row in rows.items()}))
     return section
 
 
