@@ -20,7 +20,7 @@ TRAIN_SETTINGS = --config recipes/configs/models/smollm2-demo.yaml \
 	--model_name_or_path "$$($(BIN)/ctxaware demo-model)" --data $(TRAIN_DEMO)/conversations.jsonl
 READ = HF_HUB_OFFLINE=1 $(BIN)/lm_eval --model hf --metadata '{"source": "$(TRAIN_DEMO)/held_out.json"}' \
 	--apply_chat_template --device cpu --batch_size 16 --log_samples
-GATE := $(BIN)/ctxaware gate $(TRAIN_DEMO)/read/vanilla $(TRAIN_DEMO)/read
+GATE := $(BIN)/ctxaware gate $(TRAIN_DEMO)/read
 INDICATOR_MODEL := pretrained=$(TRAIN_DEMO)/indicator-base,peft=$(TRAIN_DEMO)/indicator,tokenizer=$(TRAIN_DEMO)/indicator
 
 .PHONY: demo demo-train test lint clean
@@ -38,11 +38,12 @@ demo/without_template.txt demo/with_template.txt: demo/%.txt: $(VENV)/.demo
 	mv $@.tmp $@
 
 demo-train: $(TRAIN_DEMO)/read/.done
-	@echo; echo "Before tuning, against tuned vanilla:"; $(GATE)/base || [ $$? -ne 2 ]
-	@echo; echo "Tuned with the indicator and asked without [IND], against tuned vanilla:"; $(GATE)/plain || [ $$? -ne 2 ]
-	@echo; echo "Tuned with the indicator and asked with [IND], against tuned vanilla:"; \
-		$(GATE)/ind --tasks squad_contain=squad_contain_ind --allow prompts || [ $$? -ne 2 ]
-	@echo; echo "All on one page:"; $(BIN)/ctxaware report "vanilla=$(TRAIN_DEMO)/read/vanilla" "before tuning=$(TRAIN_DEMO)/read/base" \
+	@echo; echo "Tuned vanilla, against the model before tuning:"; $(GATE)/base $(TRAIN_DEMO)/read/vanilla || [ $$? -ne 2 ]
+	@echo; echo "Tuned with the indicator and asked without [IND], against vanilla:"; \
+		$(GATE)/vanilla $(TRAIN_DEMO)/read/plain || [ $$? -ne 2 ]
+	@echo; echo "Tuned with the indicator and asked with [IND], against vanilla:"; \
+		$(GATE)/vanilla $(TRAIN_DEMO)/read/ind --tasks squad_contain=squad_contain_ind --allow prompts || [ $$? -ne 2 ]
+	@echo; $(BIN)/ctxaware report "vanilla=$(TRAIN_DEMO)/read/vanilla" "before tuning=$(TRAIN_DEMO)/read/base" \
 		"with indicator=$(TRAIN_DEMO)/read/plain" "with indicator=$(TRAIN_DEMO)/read/ind" "vanilla=$(TRAIN_DEMO)/vanilla" \
 		"with indicator=$(TRAIN_DEMO)/indicator" --title "Tuned with and without the indicator" --out $(TRAIN_DEMO)/report.html
 

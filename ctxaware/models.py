@@ -64,8 +64,8 @@ def load_model(
     """
     adapter = _adapter(name, revision)
     if adapter is None:
-        return _load_weights(name, revision, dtype).to(device).eval()
-    base = _load_weights(adapter.base_model_name_or_path, adapter.revision, dtype).to(device)
+        return _load_weights(name, revision, dtype, device).eval()
+    base = _load_weights(adapter.base_model_name_or_path, adapter.revision, dtype, device)
     return load_adapter(base, name, revision).merge_and_unload().eval()
 
 
@@ -88,7 +88,9 @@ def load_adapter(model: "PreTrainedModel", name: str, revision: str | None = Non
         return _loaded(PeftModel, "adapter", name, of=model, revision=revision).eval()
 
 
-def _load_weights(name: str, revision: str | None, dtype: "torch.dtype | str") -> "PreTrainedModel":
+def _load_weights(
+    name: str, revision: str | None, dtype: "torch.dtype | str", device: "torch.device | str"
+) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     kernel = str(load_config(name, revision)._attn_implementation or "")
@@ -108,7 +110,8 @@ def _load_weights(name: str, revision: str | None, dtype: "torch.dtype | str") -
         ignore_mismatched_sizes=True,  # reported below, in one line
     )
     _check_weights(name, model.state_dict().keys(), info)
-    return model
+    stays = getattr(model, "is_quantized", False)  # where its weights were put
+    return model if stays else model.to(device)
 
 
 def _check_weights(name: str, expected: Iterable[str], info: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ctxaware.runs.files import whole_file
+from ctxaware.runs.files import output_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,8 +38,12 @@ def new_panels(width: float, height: float, columns: int) -> tuple[Figure, Seque
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG or an SVG, as the name ends, and return its path."""
-    with whole_file(path) as unfinished:
+    """Write a PNG or an SVG, as the name ends, and return its path.
+
+    Raises:
+        InputError: the place can't be written to.
+    """
+    with output_file(path) as unfinished:
         if path.suffix == ".svg":  # nothing behind the picture, and no date in it
             figure.savefig(unfinished, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         else:
@@ -298,5 +302,43 @@ def recall_by_alpha(
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.9")
         axes.set_axisbelow(True)
+    figure.suptitle(f"{title} · 95% intervals", fontsize=11)
+    return save(figure, path)
+
+
+def scores_and_effects(scores: Mapping[str, Interval], effects: Mapping[str, Interval], title: str, path: Path) -> Path:
+    """Scores with their intervals, and below them paired differences beside zero.
+
+    Args:
+        scores: 0–1, by name, from top to bottom.
+        effects: differences of scores, by name.
+        title: of the picture.
+        path: of the PNG.
+
+    Returns:
+        `path`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.6 + 0.42 * (len(scores) + len(effects))), layout="constrained")
+    FigureCanvasAgg(figure)
+    heights = [len(scores) + 1, len(effects) + 1]
+    upper, lower = figure.subplots(2, 1, height_ratios=heights)
+    for axes, intervals, colour in ((upper, scores, CATEGORICAL[0]), (lower, effects, CATEGORICAL[3])):
+        for row, interval in enumerate(intervals.values()):
+            error = [[interval.mean - interval.low], [interval.high - interval.mean]]
+            axes.errorbar(interval.mean, row, xerr=error, fmt="o", color=colour, capsize=4)
+            text = f"{interval.mean:.3f}" if axes is upper else f"{interval.mean:+.3f}"
+            axes.annotate(text, (interval.mean, row), (0, 7), textcoords="offset points", ha="center", fontsize=9)
+        axes.set_yticks(range(len(intervals)), list(intervals))
+        axes.set_ylim(len(intervals) - 0.4, -0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", color="0.9")
+        axes.set_axisbelow(True)
+    upper.set(xlim=(-0.02, 1.02), xlabel="score")
+    lower.axvline(0, color="0.4", linewidth=1)
+    reach = max([0.1, *(max(abs(each.low), abs(each.high)) for each in effects.values())]) * 1.1
+    lower.set(xlim=(-reach, reach), xlabel="difference of scores, paired by question")
     figure.suptitle(f"{title} · 95% intervals", fontsize=11)
     return save(figure, path)

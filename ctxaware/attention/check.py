@@ -1,6 +1,9 @@
 """The plain formula of attention mass, from materialised matrices, and the self-check against it."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -8,8 +11,11 @@ from ctxaware.attention.kernel import attention_implementation, text_decoder
 from ctxaware.attention.mass import attention_mass, run_forward
 from ctxaware.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def check_against_eager(model, layers: Sequence[int], n_tokens: int = 48) -> float:
+
+def check_against_eager(model: PreTrainedModel, layers: Sequence[int], n_tokens: int = 48) -> float:
     """Compare the masses on a short random sequence with those of materialised attention matrices.
 
     It costs one short forward, and turns an architecture whose attention does something unforeseen into
@@ -38,7 +44,9 @@ def check_against_eager(model, layers: Sequence[int], n_tokens: int = 48) -> flo
     return difference
 
 
-def eager_mass(model, input_ids: torch.Tensor, groups: torch.Tensor, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+def eager_mass(
+    model: PreTrainedModel, input_ids: torch.Tensor, groups: torch.Tensor, layers: Sequence[int]
+) -> dict[int, torch.Tensor]:
     """The plain formula, for comparison: as `attention_mass` for all query rows, from L x L attention matrices.
 
     Takes one sequence without padding; runs the whole decoder with `output_attentions=True`.

@@ -63,8 +63,8 @@ def _read(path: Path, model: Any, name: str) -> list[tuple[int, int]]:
     if ours != theirs or fingerprint is None:
         is_known = "not known to be" if fingerprint is None else "not"
         raise InputError(
-            f"{path} holds heads of {content.get('model')} (fingerprint, layers, heads: {', '.join(map(str, theirs))}), "
-            f"which is {is_known} this model ({', '.join(map(str, ours))}); run `ctxaware heads` for this model"
+            f"{path} holds heads of {content.get('model')} (fingerprint, layers, heads: {', '.join(map(str, theirs))})"
+            f", which is {is_known} this model ({', '.join(map(str, ours))}); run `ctxaware heads` for this model"
         )
     return pairs
 

@@ -4,14 +4,21 @@ It computes a layer's output as the fused kernels do and, for the layers of a `M
 No model code is patched and no hook is left behind.
 """
 
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
 from ctxaware.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 IMPLEMENTATION = "ctxaware_mass"  # the name in transformers' registries
 QUERY_BLOCK = 512  # query rows of one attention call with a mask: memory is this times the keys, never L x L
@@ -45,7 +52,7 @@ class LazyMask:
         reach: no query sees a key `reach` or more positions before it (window or chunk size); None for no limit.
     """
 
-    visible: object
+    visible: Callable
     reach: int | None
 
     def block(self, positions: torch.Tensor, first: int, end: int) -> torch.Tensor:
@@ -58,7 +65,9 @@ class LazyMask:
         return mask.expand(positions.shape[0], 1, positions.shape[1], end - first)
 
 
-def _make_mask(mask_function, kv_length: int, local_size: int | None = None, allow_is_causal_skip=True, **_):
+def _make_mask(
+    mask_function: Callable, kv_length: int, local_size: int | None = None, allow_is_causal_skip: bool = True, **_: Any
+) -> LazyMask | None:
     """transformers' mask interface: None is plain causal attention, everything else stays a function."""
     if allow_is_causal_skip and (local_size is None or kv_length <= local_size):
         return None
@@ -79,13 +88,25 @@ def register() -> None:
     AttentionMaskInterface.register(IMPLEMENTATION, _make_mask)
 
 
-def _attend(module, query, key, value, attention_mask, scaling=None, softcap=None, s_aux=None, **kwargs):
+def _attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: LazyMask | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     """transformers' attention interface; `query` is `[batch, n_heads, n_query, head_dim]`."""
     if not getattr(module, "is_causal", True) or kwargs.get("is_causal") is False:
         raise InputError("this model's attention is not causal: a response would see what follows; can't be scored")
     if kwargs.get("position_bias") is not None or not isinstance(attention_mask, (LazyMask, type(None))):
         raise InputError(f"{type(module).__name__} adds a bias of its own to attention, which can't be scored here")
     request, layer_idx = current_request.get(), module.layer_idx
+    if request is None:
+        raise RuntimeError(f"{IMPLEMENTATION} runs inside attention_mass only")
     request.seen.append(layer_idx)
     if layer_idx in request.layers:
         request.found[layer_idx] = _mass(module, query, key, attention_mask, scaling, softcap, s_aux, request)
@@ -108,7 +129,16 @@ def _attend(module, query, key, value, attention_mask, scaling=None, softcap=Non
     return out.transpose(1, 2).contiguous(), None
 
 
-def _mass(module, query, key, attention_mask, scaling, softcap, s_aux, request: MassRequest) -> torch.Tensor:
+def _mass(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    attention_mask: LazyMask | None,
+    scaling: float | None,
+    softcap: float | None,
+    s_aux: torch.Tensor | None,
+    request: MassRequest,
+) -> torch.Tensor:
     """float32 `[batch, n_heads, n_rows, n_groups]`: attention of the requested query rows on each group of keys."""
     mask = attention_mask or _causal_mask()
     batch, n_heads, _, head_dim = query.shape
@@ -130,7 +160,16 @@ def _mass(module, query, key, attention_mask, scaling, softcap, s_aux, request: 
     return out
 
 
-def attend_block(query, key, value, mask, scaling, softcap, s_aux, bias=None) -> torch.Tensor:
+def attend_block(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: Any,
+    scaling: float | None,
+    softcap: float | None,
+    s_aux: torch.Tensor | None,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Attention output `[batch, n_heads, n_query, value_dim]` of one block of query rows.
 
     `bias` joins the logits after soft-capping; it is for layers with soft-capping or sinks, which no fused kernel has.
@@ -159,7 +198,7 @@ def repeat_heads(x: torch.Tensor, n_heads: int) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def attention_implementation(decoder, name: str):
+def attention_implementation(decoder: PreTrainedModel, name: str) -> Iterator[None]:
     """The decoder in evaluation mode with attention implementation `name`; both as they were afterwards."""
     previous = decoder.config._attn_implementation
     training = [module for module in decoder.modules() if module.training]
@@ -173,7 +212,7 @@ def attention_implementation(decoder, name: str):
             module.training = True
 
 
-def text_decoder(model):
+def text_decoder(model: PreTrainedModel) -> PreTrainedModel:
     """The text decoder: no head, no vision tower."""
     decoder = model.get_decoder()
     if not decoder._can_set_attn_implementation():

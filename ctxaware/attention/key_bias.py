@@ -6,8 +6,12 @@ is built. One query row, as in decoding, takes it as a mask over the cache as it
 cache, soft-capping and sinks go by blocks of query rows.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +36,7 @@ class KeyMask:
         is_causal: the layer's own mask is causal attention over all keys, as far as it can matter here.
     """
 
-    visible: object
+    visible: Callable
     reach: int | None
     batch: int
     n_query: int
@@ -45,7 +49,7 @@ class KeyMask:
 
     def outside(self, user_tokens: torch.Tensor) -> torch.Tensor:
         """bool `[batch, n_keys]`: the keys outside the user's messages; what stands after the prompt was generated."""
-        if "outside" not in self.memo:
+        if (key := ("outside", user_tokens.device)) not in self.memo:  # layers may stand on several devices
             if self.batch % user_tokens.shape[0]:
                 raise InputError(
                     f"user_tokens has {user_tokens.shape[0]} rows for a batch of {self.batch}; pass one a row"
@@ -53,10 +57,10 @@ class KeyMask:
             user = user_tokens[:, self.first_key : self.first_key + self.n_keys]
             # beams and several answers of one prompt stand side by side
             user = user.repeat_interleave(self.batch // user_tokens.shape[0], dim=0)
-            self.memo["outside"] = ~F.pad(user, (0, self.n_keys - user.shape[1]))
-        return self.memo["outside"]
+            self.memo[key] = ~F.pad(user, (0, self.n_keys - user.shape[1]))
+        return self.memo[key]
 
-    def block(self, start: int, end: int, first: int, last: int, device) -> torch.Tensor:
+    def block(self, start: int, end: int, first: int, last: int, device: torch.device) -> torch.Tensor:
         """bool `[batch or 1, 1, end - start, last - first]`: query rows by keys, counted from this forward's first.
 
         A row of padding sees itself, so that no row is empty: an empty one is not a number, and spreads.
@@ -66,7 +70,7 @@ class KeyMask:
         if self.padding is None:
             return mask
         keys = torch.arange(first, last, device=device) + self.first_key
-        return mask & ~self.padding[:, None, None, first:last] | (rows[0][:, None] == keys)
+        return mask & ~self.padding.to(device)[:, None, None, first:last] | (rows[0][:, None] == keys)
 
     def first_visible(self, row: int) -> int:
         """The first key that a query row, or one after it, may see."""
@@ -81,11 +85,11 @@ def make_mask(
     kv_length: int,
     q_offset: int = 0,
     kv_offset: int = 0,
-    mask_function=None,
-    attention_mask=None,
+    mask_function: Any = None,
+    attention_mask: torch.Tensor | None = None,
     local_size: int | None = None,
     allow_is_causal_skip: bool = True,
-    **_,
+    **_: Any,
 ) -> KeyMask:
     """transformers' mask interface."""
     from transformers.masking_utils import prepare_padding_mask
@@ -98,7 +102,17 @@ def make_mask(
 
 
 def attend(
-    module, query, key, value, mask: KeyMask, user_tokens, steered, alpha: float, scaling=None, softcap=None, s_aux=None
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: KeyMask,
+    user_tokens: torch.Tensor,
+    steered: torch.Tensor | None,
+    alpha: float,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """A layer's attention output, steered.
 
@@ -129,15 +143,24 @@ def attend(
     return _in_blocks(query, key, value, mask, outside, steered, alpha, scale, softcap, s_aux).transpose(1, 2)
 
 
-def _one_row(query, key, value, mask: KeyMask, outside, steered, alpha, scale) -> torch.Tensor:
+def _one_row(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: KeyMask,
+    outside: torch.Tensor | None,
+    steered: torch.Tensor | None,
+    alpha: float,
+    scale: float,
+) -> torch.Tensor:
     """One query row: the heads of a group are rows over the unexpanded cache, the summand is a float mask."""
     batch, n_heads, _, head_dim = query.shape
-    if "row" not in mask.memo:
+    if (key_of_row := ("row", query.device)) not in mask.memo:
         seen = None if mask.is_causal and mask.padding is None else mask.block(0, 1, 0, mask.n_keys, query.device)
         bias = torch.zeros((batch, 1, 1, mask.n_keys), dtype=query.dtype, device=query.device)
-        mask.memo["row"] = bias if seen is None else bias.masked_fill_(~seen, float("-inf"))
-    bias = mask.memo["row"].expand(-1, n_heads, -1, -1)
-    if steered is not None:
+        mask.memo[key_of_row] = bias if seen is None else bias.masked_fill_(~seen, float("-inf"))
+    bias = mask.memo[key_of_row].expand(-1, n_heads, -1, -1)
+    if steered is not None and outside is not None:
         bias = bias + steered[:, None, None] * (math.log(alpha) * outside)[:, None, None]
     groups = key.shape[1], n_heads // key.shape[1]
     out = F.scaled_dot_product_attention(
@@ -150,27 +173,45 @@ def _one_row(query, key, value, mask: KeyMask, outside, steered, alpha, scale) -
     return out.reshape(batch, n_heads, 1, value.shape[-1])
 
 
-def _with_columns(query, key, value, padding, outside, steered, alpha, scale):
+def _with_columns(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    padding: torch.Tensor | None,
+    outside: torch.Tensor | None,
+    steered: torch.Tensor | None,
+    alpha: float,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Query, key and value with 8 more columns, whose product is the summand of the logits; the value's are empty.
 
     log α stands in two, the second the rounding error of the first: one of bfloat16 would be 1% off in a weight.
     """
     of_query = query.new_zeros(query.shape[1], COLUMNS)
     of_key = key.new_zeros(key.shape[0], key.shape[2], COLUMNS)
-    if steered is not None:
+    if steered is not None and outside is not None:
         exact = outside * (math.log(alpha) / scale)
         of_key[..., 0] = exact
         of_key[..., 1] = exact - of_key[..., 0]
         of_query[:, :2] = steered[:, None]
     if padding is not None:
-        of_key[..., 2] = padding * -min(OUT_OF_SIGHT / scale, torch.finfo(key.dtype).max / 4)
+        of_key[..., 2] = padding.to(key.device) * -min(OUT_OF_SIGHT / scale, torch.finfo(key.dtype).max / 4)
         of_query[:, 2] = 1
     query = torch.cat([query, of_query[None, :, None].expand(*query.shape[:3], -1)], dim=-1)
     key = torch.cat([key, of_key[:, None].expand(*key.shape[:3], -1)], dim=-1)
     return query, key, F.pad(value, (0, key.shape[-1] - value.shape[-1]))
 
 
-def _causal(query, key, value, mask, outside, steered, alpha, scale) -> torch.Tensor:
+def _causal(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: KeyMask,
+    outside: torch.Tensor | None,
+    steered: torch.Tensor | None,
+    alpha: float,
+    scale: float,
+) -> torch.Tensor:
     """Causal attention of equally many queries and keys."""
     width = value.shape[-1]
     query, key, value = _with_columns(query, key, value, mask.padding, outside, steered, alpha, scale)
@@ -181,12 +222,25 @@ def _causal(query, key, value, mask, outside, steered, alpha, scale) -> torch.Te
     return out[..., :width]
 
 
-def _in_blocks(query, key, value, mask, outside, steered, alpha, scale, softcap, s_aux) -> torch.Tensor:
+def _in_blocks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: KeyMask,
+    outside: torch.Tensor | None,
+    steered: torch.Tensor | None,
+    alpha: float,
+    scale: float,
+    softcap: float | None,
+    s_aux: torch.Tensor | None,
+) -> torch.Tensor:
     """Any mask, by blocks of query rows."""
     width, bias = value.shape[-1], None
     if steered is not None and softcap is None and s_aux is None:
         query, key, value = _with_columns(query, key, value, None, outside, steered, alpha, scale)
-    elif steered is not None:  # what no fused kernel takes: log α joins the logits after soft-capping
+    elif (
+        steered is not None and outside is not None
+    ):  # what no fused kernel takes: log α joins the logits after soft-capping
         bias = steered[:, None, None] * (math.log(alpha) * outside)[:, None, None]
     key, value = (repeat_heads(x, query.shape[1]) for x in (key, value))
     out = torch.empty((*query.shape[:3], width), dtype=query.dtype, device=query.device)

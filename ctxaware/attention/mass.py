@@ -5,8 +5,11 @@ replaced by the indicator of the set. So one fused attention call per scored lay
 forward stops inside the last scored layer.
 """
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,13 +25,16 @@ from ctxaware.attention.kernel import (
 )
 from ctxaware.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def n_layers(model) -> int:
+
+def n_layers(model: PreTrainedModel) -> int:
     """Number of layers of the text decoder."""
     return model.config.get_text_config(decoder=True).num_hidden_layers
 
 
-def check_layers(model, layers: Sequence[int]) -> None:
+def check_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
     """Raise `InputError` for a layer that `model` lacks."""
     last = n_layers(model) - 1
     for layer_idx in layers:
@@ -37,7 +43,7 @@ def check_layers(model, layers: Sequence[int]) -> None:
 
 
 def attention_mass(
-    model, input_ids: torch.Tensor, groups: torch.Tensor, rows: torch.Tensor, layers: Sequence[int]
+    model: PreTrainedModel, input_ids: torch.Tensor, groups: torch.Tensor, rows: torch.Tensor, layers: Sequence[int]
 ) -> dict[int, torch.Tensor]:
     """Attention of chosen query rows on groups of tokens, for every head of chosen layers.
 
@@ -65,7 +71,9 @@ def attention_mass(
     return request.found
 
 
-def run_forward(model, input_ids, groups, rows, layers) -> MassRequest:
+def run_forward(
+    model: PreTrainedModel, input_ids: torch.Tensor, groups: torch.Tensor, rows: torch.Tensor, layers: Sequence[int]
+) -> MassRequest:
     register()
     decoder, blocks = text_decoder(model), rows.cpu().split(kernel.QUERY_BLOCK, dim=1)
     request = MassRequest(

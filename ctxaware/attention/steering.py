@@ -8,13 +8,16 @@ generating; BOS, role markers and what was generated so far are outside. Which t
 rendering (`ctxaware.chat`), never searched for.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ctxaware import chat
@@ -24,8 +27,11 @@ from ctxaware.attention.kernel import attention_implementation, text_decoder
 from ctxaware.attention.steering_check import check_against_eager
 from ctxaware.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 IMPLEMENTATION = "ctxaware_steering"  # the name in transformers' registries
-_active: dict[int, "Steering"] = {}  # by the id of the decoder's config, which every attention layer holds
+_active: dict[int, Steering] = {}  # by the id of the decoder's config, which every attention layer holds
 _softmax_layers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # of models known to be steered exactly
 
 
@@ -37,7 +43,9 @@ class Steering:
         heads: bool `[n_heads]` by layer_idx, the steered heads of each layer that has one.
     """
 
-    def __init__(self, model, tokenizer, heads: dict[int, torch.Tensor], alpha: float) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, heads: dict[int, torch.Tensor], alpha: float
+    ) -> None:
         self.tokenizer, self.heads, self.alpha = tokenizer, heads, alpha
         self._device = model.device
         self._user_tokens: torch.Tensor | None = None
@@ -93,7 +101,15 @@ class Steering:
         finally:
             self._user_tokens = previous
 
-    def attend(self, module, query, key, value, mask, **kwargs) -> torch.Tensor:
+    def attend(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: key_bias.KeyMask,
+        **kwargs: Any,
+    ) -> torch.Tensor:
         """One layer's output `[batch, n_query, n_heads, head_dim]`, steered where the layer has steered heads."""
         if self._user_tokens is None:
             raise InputError(
@@ -108,7 +124,7 @@ class Steering:
         )
 
 
-def user_mask(tokenized: chat.Tokenized):
+def user_mask(tokenized: chat.Tokenized) -> np.ndarray:
     """bool `[n_tokens]`: the tokens of user messages.
 
     Raises:
@@ -158,7 +174,7 @@ def steer(
 
 
 @contextlib.contextmanager
-def _switched_on(decoder, steering: Steering) -> Iterator[None]:
+def _switched_on(decoder: PreTrainedModel, steering: Steering) -> Iterator[None]:
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
@@ -172,12 +188,12 @@ def _switched_on(decoder, steering: Steering) -> Iterator[None]:
             del _active[id(decoder.config)]
 
 
-def _require_softmax(model, heads: dict[int, torch.Tensor]) -> None:
+def _require_softmax(model: PreTrainedModel, heads: dict[int, torch.Tensor]) -> None:
     """Check once for a model that it is steered exactly, and each time that the heads are in softmax layers."""
     if model not in _softmax_layers:
 
         @contextlib.contextmanager
-        def steered(user_tokens, heads, alpha):
+        def steered(user_tokens: torch.Tensor, heads: dict[int, torch.Tensor], alpha: float) -> Iterator[None]:
             steering = Steering(model, None, heads, alpha)
             with _switched_on(text_decoder(model), steering), steering.at(user_tokens):
                 yield
@@ -190,12 +206,12 @@ def _require_softmax(model, heads: dict[int, torch.Tensor]) -> None:
 
 
 @contextlib.contextmanager
-def _taking_user_tokens(model, steering: Steering) -> Iterator[None]:
+def _taking_user_tokens(model: PreTrainedModel, steering: Steering) -> Iterator[None]:
     """`model.generate` takes `user_tokens` and keeps them for the layers: transformers passes no such argument on."""
     generate = model.generate
 
     @functools.wraps(generate)
-    def with_user_tokens(*args, user_tokens: torch.Tensor | None = None, **kwargs):
+    def with_user_tokens(*args: Any, user_tokens: torch.Tensor | None = None, **kwargs: Any) -> Any:
         prompts = kwargs.get("input_ids", args[0] if args else None)
         if user_tokens is not None and prompts is not None and prompts.shape != user_tokens.shape:
             shapes = list(user_tokens.shape), list(prompts.shape)
@@ -217,7 +233,7 @@ def _taking_user_tokens(model, steering: Steering) -> Iterator[None]:
             model.generate = own
 
 
-def _use_growing_cache(model, settings: dict[str, Any]) -> None:
+def _use_growing_cache(model: PreTrainedModel, settings: dict[str, Any]) -> None:
     """Override the kind of cache that a checkpoint names; refuse one of fixed size that was asked for."""
     kinds = settings.get("cache_implementation"), getattr(settings.get("past_key_values"), "is_compileable", False)
     if kinds not in ((None, False), ("dynamic", False)):
@@ -226,7 +242,17 @@ def _use_growing_cache(model, settings: dict[str, Any]) -> None:
         settings["cache_implementation"] = "dynamic"
 
 
-def _attend(module, query, key, value, attention_mask, scaling=None, softcap=None, s_aux=None, **kwargs):
+def _attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: key_bias.KeyMask,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     """transformers' attention interface."""
     steering = _active.get(id(module.config))
     if steering is None:

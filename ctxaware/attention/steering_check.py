@@ -1,8 +1,11 @@
 """The plain formula of steering, on materialised matrices, and the self-check against it."""
 
+from __future__ import annotations
+
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +13,15 @@ import torch.nn.functional as F
 from ctxaware.attention.kernel import attention_implementation, repeat_heads, text_decoder
 from ctxaware.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 PLAIN = "ctxaware_plain_steering"  # the name in transformers' registries
 
 
 @contextlib.contextmanager
 def steer_eagerly(
-    model, user_tokens: torch.Tensor, heads: Mapping[int, torch.Tensor], alpha: float
+    model: PreTrainedModel, user_tokens: torch.Tensor, heads: Mapping[int, torch.Tensor], alpha: float
 ) -> Iterator[list[int]]:
     """Eq. 1 to the letter, for comparison: the model's own eager attention, its weights scaled and renormalised.
 
@@ -35,7 +41,14 @@ def steer_eagerly(
 
     seen: list[int] = []
 
-    def attend(module, query, key, value, attention_mask, **kwargs):
+    def attend(
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: Any,
+        **kwargs: Any,
+    ) -> Any:
         plain = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         if plain is None:
             raise InputError(f"{type(module).__name__} has no eager attention to check steering against")
@@ -57,7 +70,7 @@ def steer_eagerly(
 
 
 def check_against_eager(
-    model, steered: Callable[..., contextlib.AbstractContextManager], n_tokens: int = 48
+    model: PreTrainedModel, steered: Callable[..., contextlib.AbstractContextManager], n_tokens: int = 48
 ) -> list[int]:
     """Compare a steered forward over a short random sequence with the plain formula.
 

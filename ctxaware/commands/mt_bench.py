@@ -68,6 +68,8 @@ def answer_command(
 
     if tokenizer and not base_url:
         raise InputError("--tokenizer goes with --base-url; a local model brings its own")
+    if api_key_env and not base_url:
+        raise InputError("--api-key-env goes with --base-url; a local model needs no key")
     if peft and base_url:
         raise InputError("--peft goes with a local model; the endpoint serves an adapter under a name of its own")
     if indicator and base_url and not tokenizer:
@@ -226,14 +228,14 @@ def _print_tables(results: "Results") -> None:
     from rich.text import Text
 
     console = Console(width=None if Console().is_terminal else 140, highlight=False)
-    groups = [("all", {}), ("turn 1", {"turn": 1}), ("turn 2", {"turn": 2})]
-    groups += [(category, {"category": category}) for category in results.categories]
+    groups: list[tuple[str, int | None, str | None]] = [("all", None, None), ("turn 1", 1, None), ("turn 2", 2, None)]
+    groups += [(category, None, category) for category in results.categories]
     pair = results.models if len(results.models) == 2 else None
     table = Table("average rating", *results.models, *(["difference [95% interval], pairs"] if pair else []))
-    for name, which in groups:
-        cells = [_cell(results.cell(model, **which)) for model in results.models]
+    for name, turn, category in groups:
+        cells = [_cell(results.cell(model, turn, category)) for model in results.models]
         if pair:
-            cells.append(_difference(results.difference(pair[1], pair[0], **which)))
+            cells.append(_difference(results.difference(pair[1], pair[0], turn, category)))
         table.add_row(*map(Text, (name, *cells)))  # as it is: brackets are no markup
     console.print(table)
     if pair:

@@ -23,13 +23,16 @@ from ctxaware.harness.prompts import PROMPT_TEMPLATES, render_prompt, tokenize_p
 from ctxaware.harness.settings import NeedleSettings
 
 if TYPE_CHECKING:
+    from ctxaware.harness.hf import PrefixReuseLM as _Base
     from ctxaware.harness.prefix_cache import ModelCall
+else:
+    _Base = object
 
 RETRIEVAL = "retrieval"
 SAMPLED_PROMPT = 2000  # tokens of the needle prompt on which retrieval heads are found, where the window has them
 
 
-class SteeringMixin:
+class SteeringMixin(_Base):
     """Steers every call of the model towards the user's tokens. Stands before `PrefixReuseLM`, below `ContextLM`.
 
     Args:
@@ -49,7 +52,8 @@ class SteeringMixin:
             check_alpha(1 if steer_alpha is None else steer_alpha)
             super().__init__(*args, **kwargs)
             self._name = kwargs.get("peft")  # None: the model says itself under which name it was loaded
-            self.steer_alpha, self.steer_heads = 1.0, None
+            self.steer_alpha: float = 1.0
+            self.steer_heads: str | None = None
             self._retrieval: list[tuple[int, int]] | None = None
             if steer_alpha is not None:
                 self.set_steering(steer_alpha, steer_heads or RETRIEVAL)
@@ -59,7 +63,8 @@ class SteeringMixin:
         check_alpha(alpha)
         if str(heads) == RETRIEVAL:
             self._retrieval = self._retrieval or retrieval_heads(self.model, self.tokenizer)
-        by_layer = heads_by_layer(self.model, self._retrieval if str(heads) == RETRIEVAL else heads, self._name)
+        chosen = self._retrieval if self._retrieval and str(heads) == RETRIEVAL else heads
+        by_layer = heads_by_layer(self.model, chosen, self._name)
         self._heads = [(i, int(j)) for i, steered in by_layer.items() for j in steered.nonzero()]
         with steer(self.model, self.tokenizer, self._heads, alpha):  # refused now, if ever
             pass

@@ -1,6 +1,7 @@
 """Calls of a model: what came of one, one within a time limit, and many at a time."""
 
 import contextlib
+import functools
 import queue
 import threading
 from collections.abc import Callable, Iterable
@@ -11,7 +12,8 @@ from ctxaware.errors import InputError
 
 MAX_FAILED_IN_A_ROW = 8  # at least: calls that the endpoint failed, each after its retries; then nobody is there
 
-Task, Result = TypeVar("Task"), TypeVar("Result")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,9 @@ def _in_background(work: Callable[[], Result], results: "queue.SimpleQueue[tuple
 
     def run() -> None:
         try:
-            outcome = (work(), None)
+            results.put((*tag, work(), None))
         except BaseException as error:
-            outcome = (None, error)
-        results.put((*tag, *outcome))
+            results.put((*tag, None, error))
 
     threading.Thread(target=run, daemon=True).start()
 
@@ -107,7 +108,7 @@ def run_all(
                     task = next(remaining)
                 except StopIteration:
                     break
-                _in_background(lambda task=task: work(task), results, task)
+                _in_background(functools.partial(work, task), results, task)
                 n_running += 1
             if not n_running:
                 break

@@ -116,7 +116,8 @@ class Endpoint:
         """A value as text without the key, which an endpoint may repeat anywhere; None stays None."""
         if value is None:
             return None
-        return self._key_pattern.sub("[key]", str(value)) if self._key_pattern else str(value)
+        text = str(value).encode(errors="replace").decode()  # JSON can spell half a surrogate pair, UTF-8 can't
+        return self._key_pattern.sub("[key]", text) if self._key_pattern else text
 
     def _error(self, error: Any) -> str:
         return (self._masked(error) or "")[:_MAX_ERROR]  # masked first: half a key would be left at a cut

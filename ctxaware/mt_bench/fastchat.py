@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ctxaware.errors import InputError
-from ctxaware.mt_bench.rows import answer_key, is_texts
+from ctxaware.mt_bench.rows import answer_key, is_texts, question_id_of
 from ctxaware.mt_bench.store import read_keyed
 from ctxaware.runs.files import sha256_of_file
 
@@ -133,18 +133,20 @@ def load_bench(fastchat: SimpleNamespace, data_dir: Path, for_judge: bool = Fals
 
 
 def _check_question(question: Any, path: Path) -> None:
-    if not isinstance(question, dict) or not isinstance(question.get("question_id"), (int, str)):
-        raise InputError(f"{path} has a line that is no question with a question_id; restore the file")
+    try:
+        question_id = question_id_of(question)
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path} has a line that is no question ({error}); restore the file") from error
     turns, degree = question.get("turns"), question.get("required_temperature", 0)
     problem = None
     if not turns or not is_texts(turns) or not all(turns):
         problem = f"its turns are {turns!r}, expected a list of texts"
-    elif not isinstance(question.get("category"), str):
+    elif not is_texts([question.get("category")]):
         problem = f"its category is {question.get('category')!r}, expected a text"
     elif not isinstance(degree, (int, float)) or not 0 <= degree <= 2:
         problem = f"its required_temperature is {degree!r}, expected a number from 0 to 2"
     if problem:
-        raise InputError(f"{path}, question {question['question_id']}: {problem}; restore the file")
+        raise InputError(f"{path}, question {question_id}: {problem}; restore the file")
 
 
 def read_answers(path: Path) -> dict[int | str, dict[str, Any]]:

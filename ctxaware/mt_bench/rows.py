@@ -1,7 +1,7 @@
 """What a row of each file must hold. A key function returns a row's key, or says in words why it is no row."""
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 MIN_RATING, MAX_RATING = 1, 10  # what FastChat's judge prompts ask for
 
@@ -23,7 +23,7 @@ def answer_key(row: dict[str, Any]) -> AnswerKey:
     reasons = first.get("finish_reasons", first["turns"])
     if not isinstance(reasons, list) or len(reasons) != len(first["turns"]):
         raise ValueError(f"its finish_reasons are {_short(reasons)}, expected one for each turn")
-    return (_question_id(row),)
+    return (question_id_of(row),)
 
 
 def judgment_key(row: dict[str, Any]) -> JudgmentKey:
@@ -43,7 +43,7 @@ def judgment_key(row: dict[str, Any]) -> JudgmentKey:
         raise ValueError(f"its flags are {_short(flags)}, expected a list of texts")
     for name in ("user_prompt", "judgment"):
         _text(row, name)
-    return _text(row, "model"), _question_id(row), judge[1], turn
+    return _text(row, "model"), question_id_of(row), judge[1], turn
 
 
 def failure_key(row: dict[str, Any]) -> FailureKey:
@@ -55,7 +55,7 @@ def failure_key(row: dict[str, Any]) -> FailureKey:
     _text(row, "kind")
     if not isinstance(turn := row.get("turn"), int):
         raise ValueError(f"its turn is {_short(turn)}, expected a number")
-    return _text(row, "model"), _question_id(row), turn
+    return _text(row, "model"), question_id_of(row), turn
 
 
 def is_rating(score: Any) -> bool:
@@ -65,21 +65,36 @@ def is_rating(score: Any) -> bool:
 
 
 def is_texts(value: Any) -> bool:
-    """Whether `value` is a list of strings."""
-    return isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value)
+    """Whether `value` is a list of strings that UTF-8 can hold."""
+    return isinstance(value, (list, tuple)) and all(_is_text(part) for part in value)
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
+        return False
+    return True
 
 
 def _text(row: dict[str, Any], name: str) -> str:
-    if not isinstance(value := row.get(name), str):
+    if not _is_text(value := row.get(name)):
         raise ValueError(f"its {name} is {_short(value)}, expected a text")
     return value
 
 
-def _question_id(row: dict[str, Any]) -> int | str:
+def question_id_of(row: dict[str, Any]) -> int | str:
+    """The question of a row.
+
+    Raises:
+        ValueError: it has none, or one that is neither number nor text.
+    """
     value = row.get("question_id")
-    if not isinstance(value, (int, str)) or isinstance(value, bool):
-        raise ValueError(f"its question_id is {_short(value)}, expected a number or a text")
-    return value
+    if _is_text(value) or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise ValueError(f"its question_id is {_short(value)}, expected a number or a text")
 
 
 def _short(value: Any) -> str:

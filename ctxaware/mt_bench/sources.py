@@ -51,7 +51,7 @@ def _local(run: "AnswerRun", temperature_config: dict[str, float]) -> "_Local":
     if isinstance(run.model, str):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model: Any = models.load_model(run.model, None, models.choose_dtype("auto", device), device)
-        described = {"name": _place(run.model), "weights": models.model_fingerprint(run.model)}
+        described: dict[str, Any] = {"name": _place(run.model), "weights": models.model_fingerprint(run.model)}
         described |= {"peft": None, "peft_weights": None}
         tokenizer_name = run.model
         if run.peft:

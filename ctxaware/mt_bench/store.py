@@ -110,11 +110,15 @@ def read_rows(path: Path) -> list[Row]:
         return []
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror}; move it away") from error
-    rows = [_parse(line) for line in lines]
-    if rows[-1] is None and lines[-1].strip(b"\0")[:1] in (b"", b"{"):  # nothing, or what a kill or a power cut leaves
-        del rows[-1]
-    if None in rows:
-        number = rows.index(None) + 1
+    parsed = [_parse(line) for line in lines]
+    if parsed[-1] is None and lines[-1].strip(b"\0")[:1] in (
+        b"",
+        b"{",
+    ):  # nothing, or what a kill or a power cut leaves
+        del parsed[-1]
+    rows = [row for row in parsed if row is not None]
+    if len(rows) < len(parsed):
+        number = parsed.index(None) + 1
         raise InputError(f"{path} line {number} is not a JSON object; restore the file, or delete that line")
     return rows
 

@@ -10,9 +10,10 @@ from ctxaware.errors import InputError
 from ctxaware.mt_bench.summary import Results
 from ctxaware.report.allocation.table import ModelShares
 from ctxaware.report.allocation.table import read as read_attention
-from ctxaware.report.samples import SampleFile, TaskRun, find_samples, read_json, read_task
+from ctxaware.report.samples import SampleFile, TaskRun, find_samples, read_task
 from ctxaware.report.tables import INDICATOR_SUFFIX
 from ctxaware.runs.claim import CONFIGURATION, RUN
+from ctxaware.runs.files import read_json
 from ctxaware.scores.table import Scores, read_scores
 from ctxaware.training.checkpoints import DATA, WATCH
 
@@ -205,8 +206,10 @@ def _read_other(run: str, root: Path, path: Path, found: Found) -> None:
         elif path.parent.name == "model_judgment" and path.name.endswith("_single.manifest.json"):
             judge = read_json(path)[CONFIGURATION]["judge_model"]
             found.ratings[f"{run}, judged by {judge}"] = Results(path.parent.parent, judge)
-        elif path.name == RUN and "effective_batch_size" in (content := read_json(path))[CONFIGURATION]:
-            found.trainings.append(Training(name, content[CONFIGURATION], _watch(path)))
+        elif path.name == RUN:
+            configuration = read_json(path).get(CONFIGURATION)
+            if isinstance(configuration, dict) and "base_weights" in configuration:  # else of gap, steer or score
+                found.trainings.append(Training(name, configuration, _watch(path)))
         elif path.name == WATCH and not path.with_name(RUN).is_file():
             found.trainings.append(Training(name, {}, read_json(path)))
         elif path.name.endswith(HEADS) and {"retrieval_heads", "ranking"} <= (content := read_json(path)).keys():

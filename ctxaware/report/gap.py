@@ -12,14 +12,18 @@ from typing import Any
 
 from ctxaware.errors import InputError
 from ctxaware.intervals import DIFFERENCE, Interval, mean_interval
+from ctxaware.models import model_fingerprint
+from ctxaware.plots import scores_and_effects
 from ctxaware.report.evaluation import read_run, run_tasks
 from ctxaware.report.samples import TaskRun, cluster
 from ctxaware.report.tables import Table, mean_score
+from ctxaware.runs.claim import LOCK, RUN, claim, locked
 from ctxaware.runs.files import write_text
 
 NEEDLE_TASK = "nih_ctx"
 READING_TASKS = ("squad_contain", "quac_contain", "drop_contain")
 TASKS = (NEEDLE_TASK, *READING_TASKS)
+TEMPLATE_EFFECT = "template effect"
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,10 @@ def effects(task: str) -> dict[str, tuple[Cell, Cell]]:
         Cell("instruct", False, needle),
         Cell("instruct", True, needle),
     )
-    found = {"tuning effect": (plain, base), "template effect": (template, plain)}
+    named = {"tuning effect": (plain, base), TEMPLATE_EFFECT: (template, plain)}
     if needle:
-        found["effect of leaving out the prefix"] = (Cell("instruct", True, False), template)
-    return found
+        named["effect of leaving out the prefix"] = (Cell("instruct", True, False), template)
+    return named
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Plan:
     batch_size: str = "1"
     device: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.models:
             raise InputError("nothing to compare: pass --instruct, --base, or both")
         unknown = [task for task in self.tasks if task not in TASKS]
@@ -118,46 +122,45 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("ctxaware gap runs in one process; start it without a launcher, or use --model-backend vllm")
-    _claim(out, plan)
-    todo = list(plan.runs(out))
-    for model in dict.fromkeys(cell.model for cell, _ in todo):
-        if any(cell.template for cell, _ in todo if cell.model == model):
-            _require_template(plan, model)
-        lm = _load(plan, model)
-        of_model = [(cell, task) for cell, task in todo if cell.model == model]
-        # cells that differ only in how a prompt ends go in one evaluation, where they share all before it
-        for (_, task), together in itertools.groupby(of_model, key=lambda pair: (pair[0].template, pair[1])):
-            _evaluate(lm, plan, [cell for cell, _ in together], task, out)
-        del lm
-        gc.collect()  # the harness's models are cyclic: without this two would share the device's memory
-    return summarise(plan, out)
+    with locked(out / LOCK, out):
+        claim(out / RUN, _configuration(plan), out, grows=("models", "weights"))
+        todo = list(plan.runs(out))
+        for model in dict.fromkeys(cell.model for cell, _ in todo):
+            if any(cell.template for cell, _ in todo if cell.model == model):
+                _require_template(plan, model)
+            lm = _load(plan, model)
+            of_model = [(cell, task) for cell, task in todo if cell.model == model]
+            # cells that differ only in how a prompt ends go in one evaluation, where they share all before it
+            for (_, task), together in itertools.groupby(of_model, key=lambda pair: (pair[0].template, pair[1])):
+                _evaluate(lm, plan, [cell for cell, _ in together], task, out)
+            del lm
+            gc.collect()  # the harness's models are cyclic: without this two would share the device's memory
+        return summarise(plan, out)
 
 
-def _claim(out: Path, plan: Plan) -> None:
-    """Write the plan into the folder; where one stands already, refuse another (a model may be added)."""
-    out.mkdir(parents=True, exist_ok=True)
-    path, mine = out / "plan.json", json.loads(json.dumps(dataclasses.asdict(plan)))
-    theirs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else mine
-    both = {"settings", "backend", "model_args"}, theirs["models"].keys() & mine["models"].keys()
-    was, now = (
-        {key: each[key] for key in both[0]} | {key: each["models"][key] for key in both[1]} for each in (theirs, mine)
-    )
-    if differing := sorted(key for key in was if was[key] != now[key]):
-        was, now = ({key: each[key] for key in differing} for each in (was, now))
-        raise InputError(f"{out} holds results of other settings: {was}, now {now}; pass another --out")
-    write_text(path, json.dumps({**mine, "models": theirs["models"] | mine["models"]}, indent=2))
+def _configuration(plan: Plan) -> dict[str, Any]:
+    """What one folder of results has in common; models may be added, tasks as well."""
+    folders = {model: name for model, name in plan.models.items() if Path(name).is_dir()}
+    return {
+        "models": plan.models,
+        "weights": {model: model_fingerprint(name) for model, name in folders.items()},
+        "settings": plan.settings,
+        "backend": plan.backend,
+        "model_args": plan.model_args,
+    }
 
 
 def _require_template(plan: Plan, model: str) -> None:
     from ctxaware.harness.window import load_tokenizer
 
-    if not load_tokenizer(plan.arguments(model), "ctxaware gap").chat_template:
+    tokenizer = load_tokenizer(plan.arguments(model), "ctxaware gap")
+    if tokenizer is None or not tokenizer.chat_template:
         raise InputError(
             f"{plan.models[model]} has no chat template; pass it as --base, and the chat model as --instruct"
         )
 
 
-def _load(plan: Plan, model: str):
+def _load(plan: Plan, model: str) -> Any:
     import torch
     from lm_eval.api.registry import get_model
 
@@ -216,8 +219,29 @@ def table(summary: dict[str, dict[str, dict[str, Interval]]]) -> str:
     return Table("Context-awareness gap", ("task", "cell", "score [95% interval]", "n"), rows).markdown()
 
 
+def sentences(summary: dict[str, dict[str, dict[str, Interval]]]) -> list[str]:
+    """What the template did, a sentence a task: the needle's answer is begun on both sides, so that both answer."""
+    lines = []
+    for task, of_task in summary["effects"].items():
+        if (effect := of_task.get(TEMPLATE_EFFECT)) is not None:
+            fairly = ", the answer begun on both sides" if task == NEEDLE_TASK else ""
+            lines.append(f"{task}: with the chat template the score changes by {effect.signed}{fairly}; n = {effect.n}")
+    return lines
+
+
+def draw(summary: dict[str, dict[str, dict[str, Interval]]], plan: Plan, path: Path) -> Path:
+    """The table as a picture: scores and paired differences with their intervals."""
+    rows = {
+        part: {f"{task}: {name}": interval for task, of in summary[part].items() for name, interval in of.items()}
+        for part in ("cells", "effects")
+    }
+    names = " and ".join(Path(name).name for name in plan.models.values())
+    return scores_and_effects(rows["cells"], rows["effects"], names, path)
+
+
 def save(summary: dict[str, Any], plan: Plan, out: Path) -> None:
-    """Write `gap.md` and `gap.json` beside the results."""
+    """Write `gap.md`, `gap.json` and `gap.png` beside the results."""
+    draw(summary, plan, out / "gap.png")
     write_text(out / "gap.md", table(summary) + "\n")
     content = {"plan": dataclasses.asdict(plan), **_as_dicts(summary)}
     write_text(out / "gap.json", json.dumps(content, indent=2) + "\n")

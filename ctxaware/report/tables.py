@@ -12,9 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ctxaware.errors import InputError
 from ctxaware.intervals import UNIT, BoundedMean, Interval, mean_of_tasks
-from ctxaware.report.compare import MISSING, VERSIONS, pair
 from ctxaware.report.samples import TaskRun, cluster
 
 if TYPE_CHECKING:
@@ -250,23 +248,3 @@ def table_7(runs: Mapping[str, Mapping[str, TaskRun | None]], metric: str | None
         rows.append((model, *shown))
     note = "Mean ± standard deviation over prompt templates; with one template, the mean with its 95% interval."
     return Table("Needle in a haystack, with and without chat template", ("model", *columns), rows, note)
-
-
-def paired_table(runs: Mapping[str, TaskRun], metric: str | None = None) -> Table:
-    """Scores of one task in several runs, and their paired differences to the first one.
-
-    Raises:
-        InputError: a run was asked other questions than the first, or in another version of the task.
-    """
-    first, rows = next(iter(runs.values())), []
-    for name, run in runs.items():
-        difference = None
-        if run is not first:
-            pairs = pair(first, run, metric)
-            if others := [m.text for m in pairs.mismatches if m.kind in (MISSING, VERSIONS)]:
-                raise InputError(f"{name} does not compare with {next(iter(runs))}: {'; '.join(others)}")
-            difference = pairs.difference().interval()
-        mean = mean_score(run, metric)
-        rows.append((name, mean.interval(), difference, mean.n))
-    columns = ("run", "score [95% interval]", "difference to the first, paired", "n")
-    return Table(title_of(first.task), columns, rows, "Intervals are by cluster: passages, needle cells.")

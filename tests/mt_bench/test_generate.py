@@ -36,9 +36,9 @@ def plain(model, tokenizer, messages, temperature, seed, n_tokens):
 @pytest.mark.parametrize("temperature", [0.0, 0.1, 0.7])
 def test_batched_generation_equals_the_plain_loop(model, tokenizer, temperature):
     replies = LocalModel(model, tokenizer, 24).answer(CONVERSATIONS, temperature, SEEDS)
-    wanted = [plain(model, tokenizer, c, temperature, s, 24) for c, s in zip(CONVERSATIONS, SEEDS, strict=True)]
-    assert [reply.text for reply in replies] == wanted
-    assert len(set(wanted)) == len(wanted)  # the model does listen to its prompt
+    expected = [plain(model, tokenizer, c, temperature, s, 24) for c, s in zip(CONVERSATIONS, SEEDS, strict=True)]
+    assert [reply.text for reply in replies] == expected
+    assert len(set(expected)) == len(expected)  # the model does listen to its prompt
 
 
 def test_an_answer_does_not_depend_on_its_batch(model, tokenizer):
@@ -69,13 +69,13 @@ def test_sampling_takes_none_but_the_likeliest():
 
 def test_the_checkpoint_s_generation_config_does_not_leak_and_comes_back(model, tokenizer):
     local = LocalModel(model, tokenizer, 24)
-    wanted = local.answer(CONVERSATIONS, 0.0, SEEDS)
+    expected = local.answer(CONVERSATIONS, 0.0, SEEDS)
     before = model.generation_config
     try:
         model.generation_config = leaky = type(before)(
             repetition_penalty=5.0, no_repeat_ngram_size=1, max_new_tokens=3, eos_token_id=before.eos_token_id
         )
-        assert local.answer(CONVERSATIONS, 0.0, SEEDS) == wanted
+        assert local.answer(CONVERSATIONS, 0.0, SEEDS) == expected
         assert model.generation_config is leaky
     finally:
         model.generation_config = before

@@ -1,14 +1,12 @@
 import pytest
 from support.runs import cells, passages, sample, write_run
 
-from ctxaware.errors import InputError
 from ctxaware.intervals import Difference, Interval
 from ctxaware.report.samples import read_run
 from ctxaware.report.tables import (
     Spread,
     Table,
     mean_score,
-    paired_table,
     spread_over_prompts,
     table_1,
     table_3,
@@ -83,18 +81,6 @@ def test_table_3_has_a_column_for_each_threshold():
     table = table_3({"ShareGPT": of_data, "other": {"share_above": {"0.5": 0.2, "0.10": 0.9}, "instructions": 7}})
     assert table.columns == ("data", "> 0.10", "> 0.5", "> 0.6", "instructions")
     assert table.rows == [("ShareGPT", None, 0.106, 0.059, 1064), ("other", 0.9, 0.2, None, 7)]
-
-
-def test_paired_differences_are_to_the_first_run(run):
-    first, second = run(squad_contain=[0, 1, 0, 1]), run(squad_contain_ind=[1, 1, 1, 0])
-    table = paired_table({"vanilla": first["squad_contain"], "with [IND]": second["squad_contain_ind"]})
-    assert table.title == "SQuAD"
-    assert table.rows[0][2] is None
-    assert table.rows[1][2].mean == 0.25
-    assert str(table.rows[1][2]).startswith("+0.250 [-")
-    fewer = run(squad_contain=[0, 1])
-    with pytest.raises(InputError, match=r"fewer does not compare with vanilla: .*2 documents are only in the first"):
-        paired_table({"vanilla": first["squad_contain"], "fewer": fewer["squad_contain"]})
 
 
 TABLE = Table(

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from ctxaware.runs.files import whole_file, whole_folder, write_text
+from ctxaware.errors import InputError
+from ctxaware.runs.files import read_json, sha256_of_json, whole_file, whole_folder, write_json, write_text
 
 
 def test_a_file_is_replaced_whole_and_readable(tmp_path):
@@ -29,6 +30,26 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(RuntimeError):
         fail()
     assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+def test_json_is_written_whole_or_not_at_all_and_read_back(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": "é"})
+    with pytest.raises(TypeError):
+        write_json(path, {"x": object()})
+    assert read_json(path) == {"x": "é"}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000, None])
+def test_what_is_no_json_object_is_one_line(tmp_path, content):
+    if content is not None:
+        (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.json"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_hash_of_json_does_not_depend_on_the_order_of_keys():
+    assert sha256_of_json({"a": 1, "b": 2}) == sha256_of_json({"b": 2, "a": 1}) != sha256_of_json({"a": 2, "b": 1})
 
 
 def fill(target, barrier):
