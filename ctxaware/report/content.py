@@ -87,8 +87,9 @@ def _scores(evaluations: list[Evaluation], ratings: Mapping[str, float | None]) 
 
 
 def _main_tasks(evaluation: Evaluation) -> dict[str, TaskRun]:
-    """Tasks of table 4: of the needle tests the plain one, over one or four prompts."""
-    return {name: run for name, run in evaluation.tasks.items() if plain_name(name) == _NEEDLE or not _is_needle(name)}
+    """Tasks of table 4: of the needle tests those without a response prefix, over one or four prompts."""
+    matches = {name: _VARIANT.fullmatch(plain_name(name)) for name in evaluation.tasks}
+    return {name: evaluation.tasks[name] for name, match in matches.items() if match is None or not match[2]}
 
 
 def _ablation(evaluations: list[Evaluation], ratings: Mapping[str, float | None]) -> Section:

@@ -36,7 +36,13 @@ def write_json(path, content):
 @pytest.fixture
 def training(tmp_path):
     """A recipe's output folder with two probes, of which the second stopped the run."""
-    configuration = {"model_name_or_path": "base", "effective_batch_size": 64, "threshold": 0.7, "seed": 42}
+    configuration = {
+        "model_name_or_path": "base",
+        "base_weights": "sha256:0",
+        "effective_batch_size": 64,
+        "threshold": 0.7,
+        "seed": 42,
+    }
     folder = write_json(tmp_path / "tuned" / "run.json", {"configuration": configuration, "finished": True})
     questions = [{"task": task, "cluster": f"{i}"} for task in ("nih_ctx", "squad_contain") for i in range(4)]
     probes = [{"step": 0, "scores": [1.0] * 8}, {"step": 100, "scores": [0.0] * 4 + [1.0] * 4}]
