@@ -18,7 +18,7 @@ from ctxaware.mt_bench.plan import MAX_TOKENS, TEMPERATURE, Plan, make_plan
 from ctxaware.mt_bench.rows import MAX_RATING, MIN_RATING, JudgmentKey, is_rating, judgment_key
 from ctxaware.mt_bench.store import Layout, Outcome, RowLog, append_row, claimed_rows, versions
 
-_NO_RATING = re.compile(r"\d{100}")  # FastChat's patterns take quadratic time on digits without end
+_ENDLESS_NUMBER = re.compile(r"\d{100}")  # FastChat's patterns take quadratic time on digits without end
 
 
 def check_rating(fastchat: SimpleNamespace, judgment: str, score: float) -> list[str]:
@@ -159,7 +159,7 @@ class _Judging:
         if (temperature, max_tokens) != (TEMPERATURE, MAX_TOKENS):
             raise InputError(f"fschat judges with {temperature=}, {max_tokens=} now; pip install 'fschat==0.2.36'")
         reply = self.endpoint.chat(model, conv.to_openai_api_messages(), temperature, max_tokens)
-        if _NO_RATING.search(reply.text):
+        if _ENDLESS_NUMBER.search(reply.text):
             raise CallFailed("no_rating", "the judgment has a number of 100 digits or more", reply.text[:1000])
         self.last.reply = reply
         return reply.text

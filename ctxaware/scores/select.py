@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ctxaware import plots
 from ctxaware.data.conversations import FORMATS, STEM, find_file, write_conversations
 from ctxaware.errors import InputError
 from ctxaware.indicator.marking import mark_messages
 from ctxaware.runs.files import refuse_own_input, write_json
+from ctxaware.scores.pictures import instruction_lengths, score_histogram
 from ctxaware.scores.table import Scores, aligned, read_one_layer
 
 HISTOGRAM, LENGTHS, STATISTICS = "scores.png", "instruction_lengths.png", "statistics.json"
@@ -67,8 +67,8 @@ def select(
     title = f"{scores.manifest['data']}, layer {layer}"
     lengths = scores.instruction_tokens[scores.is_scored]
     pictures = [
-        plots.score_histogram(scores.values[scores.is_scored], threshold, title, out / HISTOGRAM),
-        plots.instruction_lengths(lengths, chosen[scores.is_scored], title, out / LENGTHS),
+        score_histogram(scores.values[scores.is_scored], threshold, title, out / HISTOGRAM),
+        instruction_lengths(lengths, chosen[scores.is_scored], title, out / LENGTHS),
     ]
     return Selected(statistics, [written, out / STATISTICS, *pictures], describe_extreme(scores.values, chosen))
 

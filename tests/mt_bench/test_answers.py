@@ -11,7 +11,7 @@ from support.server import Say
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import INDICATOR, add_indicator, indicator_id
 from ctxaware.mt_bench.generate import LocalModel
-from ctxaware.mt_bench.protocol import conversation, seed_of, temperature_of
+from ctxaware.mt_bench.protocol import seed_of
 
 FEW = {"max_new_tokens": 12}
 
@@ -151,16 +151,6 @@ def test_the_indicator_is_one_token_on_both_user_turns_and_typed_ones_are_text(d
     assert turns_of(out / "model_answer" / "m.jsonl").keys() == {1, 2, 3, 4, 9}
 
 
-def test_conversation_is_the_one_function_of_the_indicator():
-    from ctxaware.indicator.marking import append_indicator
-
-    assert conversation(["One", "Two?"], ["Yes"], True, None) == [
-        {"role": "user", "content": append_indicator("One")},
-        {"role": "assistant", "content": "Yes"},
-        {"role": "user", "content": append_indicator("Two?")},
-    ]
-
-
 def test_a_tokenizer_without_the_indicator_is_refused(model, tokenizer, data_dir, out):
     with pytest.raises(InputError, match=r"no single \[IND\] token"):
         answer(model, "m", data_dir, out, tokenizer=tokenizer, indicator=True)
@@ -194,6 +184,31 @@ def test_a_folder_and_an_adapter_answer(tokenizer, data_dir, tmp_path):
         answer(tuned.eval(), "tuned-object", data_dir, tmp_path / "out", tokenizer=tokenizer, **FEW).path
     )
     assert turns_of(made.path) != turns_of(plain.path)
+    # weights that changed at the same path
+    get_peft_model(tiny_model(tokenizer), LoraConfig(target_modules=["q_proj", "v_proj"])).save_pretrained(adapter)
+    with pytest.raises(InputError, match=r"model\.peft_weights"):
+        answer(str(folder), "tuned", data_dir, tmp_path / "out", peft=str(adapter), **FEW)
+    with torch.no_grad():
+        other = tiny_model(tokenizer)
+        other.lm_head.weight.add_(0.1)
+    other.save_pretrained(folder)
+    with pytest.raises(InputError, match=r"model\.weights"):
+        answer(str(folder), "plain", data_dir, tmp_path / "out", **FEW)
+
+
+def test_the_tokenizer_beside_an_adapter_is_taken(tokenizer, data_dir, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base, adapter, bare = tiny_model(tokenizer), tmp_path / "adapter", copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    base.save_pretrained(tmp_path / "base")
+    bare.save_pretrained(tmp_path / "base")
+    get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(adapter)
+    arguments = {"peft": str(adapter), "max_new_tokens": 1}
+    with pytest.raises(InputError, match="no chat template"):
+        answer(str(tmp_path / "base"), "m", data_dir, tmp_path / "out", **arguments)
+    tokenizer.save_pretrained(adapter)
+    assert answer(str(tmp_path / "base"), "m", data_dir, tmp_path / "out", **arguments).complete
 
 
 def test_an_endpoint_answers_both_turns_and_a_bad_answer_is_asked_for_again(server, data_dir, out):
@@ -274,17 +289,3 @@ def test_the_manifest_says_how_the_answers_were_made(model, tokenizer, data_dir,
     assert (settings["max_new_tokens"], settings["seed"], settings["indicator"]) == (12, 0, False)
     assert settings["model"]["window_tokens"] == 2048
     assert {"fschat", "openai", "torch", "transformers"} <= manifest["runs"][0]["versions"].keys()
-
-
-def test_temperatures_are_fastchat_s():
-    from fastchat.llm_judge.common import temperature_config
-
-    assert temperature_of({"category": "roleplay"}, temperature_config) == 0.7
-    assert temperature_of({"category": "humanities"}, temperature_config) == 0.1
-    assert temperature_of({"category": "math"}, temperature_config) == 0.0
-    assert temperature_of({"category": "of my own"}, temperature_config) == 0.7
-    assert temperature_of({"category": "math", "required_temperature": 0.3}, temperature_config) == 0.3
-
-
-def test_each_answer_has_a_seed_of_its_own():
-    assert len({seed_of(s, q, t, c) for s in range(3) for q in range(20) for t in range(2) for c in range(2)}) == 240

@@ -1,10 +1,8 @@
-import time
-
 import pytest
 from support.server import Say
 
 from ctxaware.errors import InputError
-from ctxaware.mt_bench.calls import MAX_FAILED_IN_A_ROW, CallFailed, run_all
+from ctxaware.mt_bench.calls import CallFailed
 from ctxaware.mt_bench.endpoint import EndpointSettings, connect
 
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -106,56 +104,3 @@ def test_bad_settings_are_told(url, variable, says, monkeypatch):
     with pytest.raises(InputError, match=says) as error:
         connect(EndpointSettings(url, variable))
     assert "secret" not in str(error.value)
-
-
-def test_run_all_hands_each_result_over_in_this_thread_and_runs_in_parallel():
-    import threading
-
-    here, seen = threading.get_ident(), []
-    barrier = threading.Barrier(4, timeout=5)  # breaks unless four run at once
-
-    def done(task, result, failure):
-        assert threading.get_ident() == here
-        seen.append((task, result, failure))
-
-    def work(task):
-        barrier.wait()
-        return task * 10
-
-    assert run_all(range(8), work, done, parallel=4) is None
-    assert sorted(seen) == [(i, i * 10, None) for i in range(8)]
-
-
-def test_run_all_stops_where_nobody_is_there_and_says_why():
-    done = []
-
-    def work(task):
-        raise CallFailed("connection", "refused", is_endpoint=True)
-
-    stopped = run_all(range(100), work, lambda *result: done.append(result))
-    assert "refused" in stopped
-    assert len(done) == MAX_FAILED_IN_A_ROW
-
-
-def test_run_all_goes_on_where_only_the_judgments_are_bad():
-    done = []
-
-    def work(task):
-        raise CallFailed("no_rating", "none")
-
-    assert run_all(range(30), work, lambda *result: done.append(result)) is None
-    assert len(done) == 30
-
-
-def test_run_all_keeps_what_was_on_its_way_when_a_call_ends_the_run():
-    done = []
-
-    def work(task):
-        if task == 0:
-            raise InputError("wrong key")
-        time.sleep(0.2)
-        return task
-
-    with pytest.raises(InputError, match="wrong key"):
-        run_all(range(50), work, lambda task, result, failure: done.append(result), parallel=3)
-    assert sorted(done) == [1, 2]

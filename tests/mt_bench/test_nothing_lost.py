@@ -56,12 +56,15 @@ def refusal(result) -> str:
 # -- files that are somebody else's, and last lines
 
 
-@pytest.mark.parametrize("content", [b'{"question_id": 1, "choices": []}\n{"question_id": 2}', b"my notes", b"notes\n"])
+ROW = b'{"question_id": 1, "choices": [{"index": 0, "turns": ["a", "b"]}]}'
+
+
+@pytest.mark.parametrize("content", [ROW, ROW + b"\n" + ROW[:40], b"my notes", b"notes\n"])
 def test_a_file_that_is_not_ours_is_refused_and_stays_as_it_is(answer, server, out, content):
     path = out / "model_answer" / "m.jsonl"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    assert str(path) in refusal(answer())
+    assert f"{path} is there but no m.manifest.json" in refusal(answer())
     assert path.read_bytes() == content
     assert server.bodies == []
 
@@ -287,6 +290,12 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(answer, server, ou
     server.forget()
     assert answer().exit_code == 0
     assert len(server.bodies) == 4  # two turns of the two questions that were missing
+
+
+def test_a_picture_where_none_can_be_is_one_line(judge, command, out, tmp_path):
+    write_answers(out)
+    judge()
+    assert str(tmp_path) in refusal(command("show", out, "--picture", tmp_path))
 
 
 # -- endpoints that never end

@@ -132,6 +132,21 @@ def test_the_effect_of_the_template_is_said_in_a_sentence(finished):
     assert f"changes by {effect.signed}, the answer begun on both sides; n = {effect.n}" in sentence
 
 
+def test_cells_that_differ_at_their_end_share_their_prompts(finished):
+    """Three cells of the instruct model: the two with a template cost little more than one."""
+    out, _, _ = finished
+    plain, prefix, template = (
+        find_samples(Cell("instruct", *cell).folder(out, "nih_ctx"), "nih_ctx")[0].results()
+        for cell in [(False, True), (True, True), (True, False)]
+    )
+    assert prefix["date"] == template["date"]  # one evaluation
+    assert set(prefix["results"]) == {"nih_ctx_prefix"}
+    assert set(template["results"]) == {"nih_ctx"}
+    before, after = plain["config"]["prompt_tokens"], template["config"]["prompt_tokens"]
+    computed, asked = (after[key] - before[key] for key in ("computed", "asked"))
+    assert computed / asked < 0.5
+
+
 def test_a_second_run_loads_no_model_and_says_the_same(finished, monkeypatch):
     out, the_plan, summary = finished
     monkeypatch.setattr(gap, "_load", lambda *_: pytest.fail("a model was loaded"))
