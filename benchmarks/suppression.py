@@ -37,10 +37,10 @@ def main() -> None:
 
     from ctxaware.attention.heads import top_heads
     from ctxaware.intervals import DIFFERENCE, mean_interval
-    from ctxaware.models import load_config, load_model, load_tokenizer, resolved_revision
+    from ctxaware.models import load_model, load_tokenizer, model_fingerprint
 
     found = json.loads(args.heads.read_text())
-    if found["revision"] != resolved_revision(args.model, load_config(args.model)):
+    if found["fingerprint"] != model_fingerprint(args.model):
         parser.error(f"{args.heads} holds heads of {found['model']}, which has other weights than {args.model}")
     ranking = [(head["layer_idx"], head["head_idx"]) for head in found["ranking"]]
     top = top_heads(ranking, args.percent)
@@ -53,7 +53,7 @@ def main() -> None:
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=args.batch_size)
     recalls = {}
     for name, heads in sets.items():
-        recalls[name] = evaluated(args, lm, model, name, heads, found["revision"])
+        recalls[name] = evaluated(args, lm, model, name, heads, found["fingerprint"])
         print(f"| {name} | {mean_interval(recalls[name])} | {len(recalls[name])} |", flush=True)
     every, without_top, *others = recalls.values()
     random = np.mean(others, axis=0)  # by cell
@@ -66,7 +66,7 @@ def main() -> None:
         print(f"{title}: {mean_interval(np.subtract(first, second).tolist(), bounds=DIFFERENCE)}")
 
 
-def evaluated(args, lm, model, name: str, heads: list[tuple[int, int]], revision: str) -> list[float]:
+def evaluated(args, lm, model, name: str, heads: list[tuple[int, int]], fingerprint: str) -> list[float]:
     """Recall of each cell; from the file of an earlier run with the same settings where there is one."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -83,7 +83,7 @@ def evaluated(args, lm, model, name: str, heads: list[tuple[int, int]], revision
         "needle": args.needle,
         "source": args.source,
     }
-    manifest = {"settings": settings, "heads": [list(head) for head in heads], "revision": revision}
+    manifest = {"settings": settings, "heads": [list(head) for head in heads], "fingerprint": fingerprint}
     file = args.out / f"{name.replace(' ', '-').replace(',', '')}.json"
     if file.is_file() and (stored := json.loads(file.read_text()))["manifest"] == manifest:
         return stored["recall"]

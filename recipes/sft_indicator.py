@@ -10,20 +10,16 @@ output folder (`--prepared_base`). The same command continues an interrupted run
 """
 
 from ctxaware.harness.probe import probe_questions
-from ctxaware.training.arguments import IndicatorArguments, parse_arguments
+from ctxaware.training.arguments import Arguments, IndicatorArguments, parse_arguments
 from ctxaware.training.base import indicator_base
 from ctxaware.training.callback import data_selection
 from ctxaware.training.encoding import encode_dataset, make_encoder
-from ctxaware.training.run import load_conversations, recipe, start, train_and_save
+from ctxaware.training.run import claimed_run, load_conversations, recipe, train_and_save
 from ctxaware.training.trainer import build_trainer
 from ctxaware.training.watch import ContextAwarenessCallback
 
 
-@recipe
-def main() -> None:
-    arguments = parse_arguments(IndicatorArguments)
-    if not start(arguments):
-        return
+def train(arguments: Arguments) -> None:
     conversations = load_conversations(arguments)
     base, tokenizer = indicator_base(arguments)
     encode = make_encoder(arguments, tokenizer)
@@ -35,6 +31,14 @@ def main() -> None:
     if every := arguments.run.watch_every:
         ContextAwarenessCallback(probe_questions(tokenizer), every, arguments.run.stop_when_fails).attach(trainer)
     train_and_save(trainer, arguments)
+
+
+@recipe
+def main() -> None:
+    arguments = parse_arguments(IndicatorArguments)
+    with claimed_run(arguments) as to_do:
+        if to_do:
+            train(arguments)
 
 
 if __name__ == "__main__":

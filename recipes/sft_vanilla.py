@@ -9,19 +9,15 @@ The same command continues an interrupted run. Tried on two CPU cores; see the R
 """
 
 from ctxaware.harness.probe import probe_questions
-from ctxaware.training.arguments import parse_arguments
+from ctxaware.training.arguments import Arguments, parse_arguments
 from ctxaware.training.base import vanilla_base
 from ctxaware.training.encoding import encode_dataset, make_encoder
-from ctxaware.training.run import load_conversations, recipe, start, train_and_save
+from ctxaware.training.run import claimed_run, load_conversations, recipe, train_and_save
 from ctxaware.training.trainer import build_trainer
 from ctxaware.training.watch import ContextAwarenessCallback
 
 
-@recipe
-def main() -> None:
-    arguments = parse_arguments()
-    if not start(arguments):
-        return
+def train(arguments: Arguments) -> None:
     conversations = load_conversations(arguments)
     base, tokenizer = vanilla_base(arguments)
     encode = make_encoder(arguments, tokenizer)
@@ -30,6 +26,14 @@ def main() -> None:
     if every := arguments.run.watch_every:
         ContextAwarenessCallback(probe_questions(tokenizer), every, arguments.run.stop_when_fails).attach(trainer)
     train_and_save(trainer, arguments)
+
+
+@recipe
+def main() -> None:
+    arguments = parse_arguments()
+    with claimed_run(arguments) as to_do:
+        if to_do:
+            train(arguments)
 
 
 if __name__ == "__main__":

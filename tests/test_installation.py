@@ -43,6 +43,34 @@ def test_lm_eval_finds_runs_and_saves_our_tasks_and_heatmap_draws_them(model_fol
     assert Path(picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_lm_eval_finds_our_model_and_it_answers_as_hf(model_folder, tmp_path):
+    metadata = {"source": "builtin", "max_context_length": 600, "num_context_lengths": 2, "num_depths": 3}
+    answers = {}
+    for name in ("hf", "ctxaware"):
+        done = command(
+            "lm_eval",
+            *("--model", name, "--model_args", f"pretrained={model_folder}", "--device", "cpu", "--batch_size", "4"),
+            *("--tasks", "nih_ctx,squad_contain", "--metadata", json.dumps(metadata), "--limit", "6"),
+            *("--output_path", str(tmp_path / name), "--log_samples", "--apply_chat_template"),
+        )
+        assert done.returncode == 0, done.stderr
+        files = sorted((tmp_path / name).rglob("samples_*.jsonl"))
+        answers[name] = [json.loads(line)["resps"] for file in files for line in file.read_text().splitlines()]
+    assert len(answers["hf"]) == 12
+    assert answers["ctxaware"] == answers["hf"]
+    assert "prompt tokens asked" in done.stderr
+
+
+def test_a_misspelt_argument_of_our_model_is_one_line(model_folder):
+    done = command(
+        "lm_eval",
+        *("--model", "ctxaware", "--model_args", f"pretrained={model_folder},prefix_cach=true", "--tasks", "nih_ctx"),
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "error: unknown model argument 'prefix_cach'; did you mean 'prefix_cache'?" in done.stderr
+
+
 def test_a_users_mistake_is_one_line_and_exit_code_2(model_folder):
     arguments = ["--model", "hf", "--model_args", f"pretrained={model_folder}", "--device", "cpu", "--tasks", "nih_ctx"]
     done = command("lm_eval", *arguments, "--metadata", '{"source": "builtin", "max_context_length": 9000}')

@@ -104,6 +104,11 @@ def test_the_design_effect_is_the_jackknife_over_clusters():
     assert BoundedMean(values, clusters).df == pytest.approx(90**2 / np.sum(np.bincount(clusters) ** 2) - 1)
 
 
+def test_clusters_never_make_an_interval_narrower():
+    balanced = [0, 1] * 40  # each pair has one of both: fewer differences between clusters than chance has
+    assert mean_interval(balanced, np.repeat(range(40), 2)).high >= mean_interval(balanced).high
+
+
 def test_one_cluster_says_nothing_of_others():
     mean = BoundedMean([0, 1, 1, 1], ["a"] * 4)
     assert (mean.lower(0.95), mean.upper(0.95)) == (0, 1)

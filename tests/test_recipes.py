@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -29,29 +30,37 @@ RESUMABLE = ("--num_train_epochs", "2", "--save_strategy", "steps", "--save_step
 RESCORED = ("--rescore_each_epoch", "true", "--score_layer", "1")
 
 
-def recipe(name, argv, log, kill_at=None):
-    """Exit status of a recipe in a child process (forked: no time for imports), which dies by kill -9 at a step."""
+def start_recipe(name, argv, log, on_step=lambda step: None):
+    """The process id of a recipe in a child process (forked: no time for imports); `on_step` is called there."""
     child = os.fork()
-    if child == 0:
-        sys.stdout = sys.stderr = open(log, "w")  # noqa: SIM115 - the process ends with it
-        status = 1
-        try:
-            from ctxaware.training.checkpoints import CompleteCheckpoints
+    if child:
+        return child
+    sys.stdout = sys.stderr = open(log, "w")  # noqa: SIM115 - the process ends with it
+    status = 1
+    try:
+        from ctxaware.training.checkpoints import CompleteCheckpoints
 
-            def die(self, args, state, control, **kwargs):
-                if state.global_step == kill_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
+        CompleteCheckpoints.on_step_end = lambda self, args, state, control, **_: on_step(state.global_step)
+        sys.argv = [name, *argv]
+        runpy.run_path(str(ROOT / "recipes" / name), run_name="__main__")
+        status = 0
+    except SystemExit as error:
+        status = error.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
 
-            CompleteCheckpoints.on_step_end = die
-            sys.argv = [name, *argv]
-            runpy.run_path(str(ROOT / "recipes" / name), run_name="__main__")
-            status = 0
-        except SystemExit as error:
-            status = error.code or 0
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def recipe(name, argv, log, kill_at=None):
+    """Exit status of a recipe in a child process, which dies by kill -9 at a step."""
+
+    def die(step):
+        if step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return os.waitstatus_to_exitcode(os.waitpid(start_recipe(name, argv, log, die), 0)[1])
 
 
 def saved(out):
@@ -92,7 +101,11 @@ def test_kill_9_and_the_same_command_give_the_same_weights(data, tmp_path, metho
     assert recipe("sft_indicator.py", argv, log) == 0
     assert "is trained already" in log.read_text()
     assert recipe("sft_indicator.py", [*argv, "--seed", "7"], log) == 2
-    assert log.read_text().splitlines()[-1].startswith(f"error: {killed} holds a run with seed 42 (now 7)")
+    assert (
+        log.read_text()
+        .splitlines()[-1]
+        .startswith(f"error: {killed} holds a run with seed 42 (now 7); choose another output")
+    )
 
 
 def launch_two(argv):
@@ -159,6 +172,114 @@ def test_two_processes_killed_and_started_again_give_the_same_weights(data, tmp_
     assert saved(killed) == saved(whole)
 
 
+def test_a_hub_token_is_written_nowhere(data, tmp_path):
+    base, out, log = prepared_base(tmp_path / "base"), tmp_path / "run", tmp_path / "log"
+    inner = json.dumps({"token": "planted-inside"})
+    argv = command(base, data, out, "--hub_token=planted-token", "--model_init_kwargs", inner, *RESUMABLE)
+    assert recipe("sft_vanilla.py", argv, log) == 0, log.read_text()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"training_args.bin", "README.md", "run.json"} <= {path.name for path in files}
+    leaks = [path for path in files if b"planted" in path.read_bytes()]
+    assert not leaks
+    assert "--hub_token=<hidden>" in (out / "README.md").read_text().replace("'", "")
+    log.unlink()
+    assert recipe("sft_vanilla.py", [*argv, "--hub_tokn", "planted-token"], log) == 2
+    assert "unknown argument --hub_tokn" in log.read_text()
+    assert "planted" not in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "cause"),
+    [
+        (("--learning_rate", "1e30"), r"(loss|grad_norm) is (nan|inf) at step 2; lower the learning rate"),
+        (("--weight_decay", "nan", "--num_train_epochs", "0.3"), r"weights that are not finite at step 1; lower"),
+        (("--num_train_epochs", "0"), "no step was taken; raise num_train_epochs or max_steps"),
+    ],
+)
+def test_training_that_failed_is_not_called_finished(data, tmp_path, more, cause):
+    base, out, log = prepared_base(tmp_path / "base"), tmp_path / "run", tmp_path / "log"
+    assert recipe("sft_vanilla.py", command(base, data, out, *more, "--save_strategy", "steps"), log) == 1
+    last = log.read_text().splitlines()[-1]
+    assert re.fullmatch(f"error: .*{cause}.*", last)
+    assert "finished" not in json.loads((out / "run.json").read_text())
+    assert not list(out.glob("*.safetensors"))
+    if "--weight_decay" in more:
+        assert not list(out.glob("checkpoint-*/complete.json")), "a checkpoint of bad weights would be taken up"
+
+
+def test_names_in_the_card_are_text(tmp_path):
+    from markdown_it import MarkdownIt
+
+    evil = "x|`y`\n# Owned\n```\n<img src=x onerror=alert(1)>\n---\n"
+    folder = tmp_path / f"base {evil.replace('/', '')}"
+    base, data = prepared_base(folder), write_data(tmp_path / f"chats {evil}.jsonl")
+    out, log = tmp_path / f"run {evil}", tmp_path / "log"
+    more = ("--run_name", f"{evil}\udcff", *RESCORED, "--threshold", "0.28")
+    assert recipe("sft_indicator.py", command(base, data, out, *more), log) == 0, log.read_text()
+    card = (out / "README.md").read_text()
+    _, header, body = card.split("---\n", 2)
+    assert "Owned" not in header
+    tokens = MarkdownIt("commonmark").enable("table").parse(body)
+    kinds = [token.type for token in tokens]
+    assert kinds.count("heading_open") == 4
+    assert kinds.count("fence") == 3
+    assert kinds.count("tr_open") == 11  # a head, which is empty, and ten rows
+    assert "hr" not in kinds
+    inside = [child for token in tokens for child in token.children or ()]
+    assert not {"html_block", "html_inline", "image", "link_open"} & {*kinds, *(child.type for child in inside)}
+    assert sum("Owned" in child.content for child in inside if child.type == "code_inline") == 4
+
+
+def test_a_second_run_on_one_output_is_refused_while_the_first_is_at_work(data, tmp_path):
+    base, out, log = prepared_base(tmp_path / "base"), tmp_path / "run", tmp_path / "log"
+    argv = command(base, data, out)
+    first = start_recipe("sft_vanilla.py", argv, log, lambda step: os.kill(os.getpid(), signal.SIGSTOP))
+    _, status = os.waitpid(first, os.WUNTRACED)
+    assert os.WIFSTOPPED(status), log.read_text()
+    try:
+        for more in ((), ("--seed", "7")):
+            assert recipe("sft_vanilla.py", [*argv, *more], tmp_path / "log2") == 2
+            assert f"error: another process is writing {out}; wait for it" in (tmp_path / "log2").read_text()
+    finally:
+        while os.WIFSTOPPED(status):
+            os.kill(first, signal.SIGCONT)
+            _, status = os.waitpid(first, os.WUNTRACED)
+    assert os.waitstatus_to_exitcode(status) == 0, log.read_text()
+    assert json.loads((out / "run.json").read_text())["configuration"]["seed"] == 42
+    assert recipe("sft_vanilla.py", [*argv, "--seed", "7"], tmp_path / "log2") == 2
+    assert "holds a run with seed 42 (now 7)" in (tmp_path / "log2").read_text()
+
+
+@pytest.mark.slow
+def test_while_one_process_of_a_killed_launcher_lives_the_rerun_is_refused(data, tmp_path):
+    import psutil
+
+    base, out, log = prepared_base(tmp_path / "base"), tmp_path / "run", tmp_path / "log"
+    argv = command(base, data, out, *RESCORED, "--num_train_epochs", "50", *RESUMABLE[2:])
+    launcher = subprocess.Popen(launch_two(argv), env=ENVIRONMENT)
+    while not (out / "checkpoint-2" / "complete.json").is_file():
+        assert launcher.poll() is None, "ended before it could be killed"
+        time.sleep(0.05)
+    ranks = {child.environ()["RANK"]: child for child in psutil.Process(launcher.pid).children()}
+    assert set(ranks) == {"0", "1"}
+    try:
+        for child in ranks.values():
+            child.suspend()
+        launcher.kill()
+        launcher.wait()
+        for gone in ("0", "1"):
+            assert recipe("sft_indicator.py", argv, log) == 2
+            assert "another process is writing" in log.read_text()
+            ranks[gone].kill()
+            psutil.wait_procs([ranks[gone]])
+    finally:
+        for child in ranks.values():
+            if child.is_running():
+                child.kill()
+    assert recipe("sft_indicator.py", argv, log) == 2, "one process is another configuration than two"
+    assert "num_processes 2 (now 1)" in log.read_text()
+
+
 def test_mistakes_are_one_line_and_exit_code_2(data, tmp_path):
     base = prepared_base(tmp_path / "base")
     log = tmp_path / "log"
@@ -166,6 +287,12 @@ def test_mistakes_are_one_line_and_exit_code_2(data, tmp_path):
         ("sft_vanilla.py", ("--effective_batch_size", "5"), "effective_batch_size must be a multiple of 2"),
         ("sft_vanilla.py", ("--chat_template", "llama"), "chat_template must be one of tinyllama, own"),
         ("sft_indicator.py", (), "which instructions get [IND]?"),
+        ("sft_indicator.py", ("--seed_model", "m", "--threshold", "nan"), "threshold must be in 0–1, as scores are"),
+        (
+            "sft_indicator.py",
+            ("--seed_model", str(base), "--score_layer", "1", "--threshold", "1"),
+            "with threshold 1 no instruction is selected of 18 that have a score; scores reach from 0.",
+        ),
         ("sft_indicator.py", ("--scores", "none.parquet"), "none.parquet does not exist; make it with ctxaware score"),
         ("sft_indicator.py", ("--seed_model", str(base)), "layer_idx must be in 0–1 for this model, got 15"),
     ):

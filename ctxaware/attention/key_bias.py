@@ -49,7 +49,7 @@ class KeyMask:
 
     def outside(self, user_tokens: torch.Tensor) -> torch.Tensor:
         """bool `[batch, n_keys]`: the keys outside the user's messages; what stands after the prompt was generated."""
-        if "outside" not in self.memo:
+        if (key := ("outside", user_tokens.device)) not in self.memo:  # layers may stand on several devices
             if self.batch % user_tokens.shape[0]:
                 raise InputError(
                     f"user_tokens has {user_tokens.shape[0]} rows for a batch of {self.batch}; pass one a row"
@@ -57,8 +57,8 @@ class KeyMask:
             user = user_tokens[:, self.first_key : self.first_key + self.n_keys]
             # beams and several answers of one prompt stand side by side
             user = user.repeat_interleave(self.batch // user_tokens.shape[0], dim=0)
-            self.memo["outside"] = ~F.pad(user, (0, self.n_keys - user.shape[1]))
-        return self.memo["outside"]
+            self.memo[key] = ~F.pad(user, (0, self.n_keys - user.shape[1]))
+        return self.memo[key]
 
     def block(self, start: int, end: int, first: int, last: int, device: torch.device) -> torch.Tensor:
         """bool `[batch or 1, 1, end - start, last - first]`: query rows by keys, counted from this forward's first.
@@ -70,7 +70,7 @@ class KeyMask:
         if self.padding is None:
             return mask
         keys = torch.arange(first, last, device=device) + self.first_key
-        return mask & ~self.padding[:, None, None, first:last] | (rows[0][:, None] == keys)
+        return mask & ~self.padding.to(device)[:, None, None, first:last] | (rows[0][:, None] == keys)
 
     def first_visible(self, row: int) -> int:
         """The first key that a query row, or one after it, may see."""
@@ -155,11 +155,11 @@ def _one_row(
 ) -> torch.Tensor:
     """One query row: the heads of a group are rows over the unexpanded cache, the summand is a float mask."""
     batch, n_heads, _, head_dim = query.shape
-    if "row" not in mask.memo:
+    if (key_of_row := ("row", query.device)) not in mask.memo:
         seen = None if mask.is_causal and mask.padding is None else mask.block(0, 1, 0, mask.n_keys, query.device)
         bias = torch.zeros((batch, 1, 1, mask.n_keys), dtype=query.dtype, device=query.device)
-        mask.memo["row"] = bias if seen is None else bias.masked_fill_(~seen, float("-inf"))
-    bias = mask.memo["row"].expand(-1, n_heads, -1, -1)
+        mask.memo[key_of_row] = bias if seen is None else bias.masked_fill_(~seen, float("-inf"))
+    bias = mask.memo[key_of_row].expand(-1, n_heads, -1, -1)
     if steered is not None and outside is not None:
         bias = bias + steered[:, None, None] * (math.log(alpha) * outside)[:, None, None]
     groups = key.shape[1], n_heads // key.shape[1]
@@ -195,7 +195,7 @@ def _with_columns(
         of_key[..., 1] = exact - of_key[..., 0]
         of_query[:, :2] = steered[:, None]
     if padding is not None:
-        of_key[..., 2] = padding * -min(OUT_OF_SIGHT / scale, torch.finfo(key.dtype).max / 4)
+        of_key[..., 2] = padding.to(key.device) * -min(OUT_OF_SIGHT / scale, torch.finfo(key.dtype).max / 4)
         of_query[:, 2] = 1
     query = torch.cat([query, of_query[None, :, None].expand(*query.shape[:3], -1)], dim=-1)
     key = torch.cat([key, of_key[:, None].expand(*key.shape[:3], -1)], dim=-1)

@@ -37,17 +37,16 @@ def attention(
       ctxaware attention --instruct "$(ctxaware demo-model)" --source builtin --needle pizza --grid 6x6 --out demo
       accelerate launch --multi_gpu --num_processes 8 -m ctxaware attention --instruct … --out …
     """
-    from accelerate import PartialState
-
     from ctxaware.commands.options import needle_settings
     from ctxaware.report.allocation import pictures, summary
     from ctxaware.report.allocation.run import AllocationRun, measure
     from ctxaware.report.allocation.table import read
     from ctxaware.runs.files import write_json, write_text
+    from ctxaware.runs.processes import process_state
 
     settings = needle_settings(grid, max_context_length, needle, source)
     path = measure(AllocationRun(tuple(instruct), base, indicator, layer, settings, dtype, out))
-    if (state := PartialState()).is_main_process:
+    if (state := process_state()).is_main_process:
         models = read(path)
         found = summary.summarise(models)
         text = summary.markdown(found)

@@ -38,34 +38,22 @@ def gap(
       ctxaware gap --base meta-llama/Llama-2-7b-hf --instruct meta-llama/Llama-2-7b-chat-hf --batch-size 8
       ctxaware gap --instruct "$(ctxaware demo-model)" --source builtin --grid 5x5 --max-context-length 1000
     """
-    from lm_eval.utils import setup_logging, simple_parse_args_string
+    from lm_eval.utils import setup_logging
 
-    from ctxaware.commands.options import parse_grid
+    from ctxaware.commands.options import needle_metadata, parse_model_args, parse_names
     from ctxaware.errors import InputError
     from ctxaware.report import gap as gap_module
 
-    n_lengths, n_depths = parse_grid(grid)
     if model_backend not in ("hf", "vllm"):
         raise InputError(f"--model-backend must be hf or vllm, got {model_backend!r}")
     setup_logging()
     models = {"base": base, "instruct": instruct}
-    try:
-        arguments = simple_parse_args_string(model_args)
-    except ValueError as error:
-        raise InputError(f"--model-args must be name=value,name=value, got {model_args!r}") from error
     plan = gap_module.Plan(
         models={key: name for key, name in models.items() if name},
-        tasks=tuple(dict.fromkeys(filter(None, tasks.split(",")))),
-        settings={
-            "num_context_lengths": n_lengths,
-            "num_depths": n_depths,
-            "max_context_length": max_context_length,
-            "needle": needle,
-            "source": source,
-            **({"haystack": haystack} if haystack else {}),
-        },
+        tasks=parse_names(tasks),
+        settings=needle_metadata(grid, max_context_length, needle, source, haystack),
         backend=model_backend,
-        model_args=arguments,
+        model_args=parse_model_args(model_args),
         batch_size=batch_size,
         device=device,
     )

@@ -1,7 +1,7 @@
 """What several commands read from their options."""
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ctxaware.errors import InputError
 
@@ -36,3 +36,41 @@ def needle_settings(grid: str, max_context_length: int, needle: str, source: str
         needle=needle,
         source=source,
     )
+
+
+def needle_metadata(
+    grid: str, max_context_length: int, needle: str, source: str, haystack: str | None
+) -> dict[str, Any]:
+    """The same for an evaluation, as `lm_eval --metadata` takes them.
+
+    Raises:
+        InputError: `grid` is no grid.
+    """
+    n_lengths, n_depths = parse_grid(grid)
+    return {
+        "num_context_lengths": n_lengths,
+        "num_depths": n_depths,
+        "max_context_length": max_context_length,
+        "needle": needle,
+        "source": source,
+        **({"haystack": haystack} if haystack else {}),
+    }
+
+
+def parse_model_args(model_args: str) -> dict[str, Any]:
+    """What `lm_eval --model_args` would make of a text.
+
+    Raises:
+        InputError: it is no such text.
+    """
+    from lm_eval.utils import simple_parse_args_string
+
+    try:
+        return simple_parse_args_string(model_args)
+    except ValueError as error:
+        raise InputError(f"--model-args must be name=value,name=value, got {model_args!r}") from error
+
+
+def parse_names(names: str) -> tuple[str, ...]:
+    """The names of `a,b`, each once."""
+    return tuple(dict.fromkeys(filter(None, names.split(","))))

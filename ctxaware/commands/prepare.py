@@ -32,11 +32,11 @@ def prepare(
     """
     from ctxaware.data.prepare import PrepareRun, prepare_dataset
 
-    told = prepare_dataset(PrepareRun(source, dataset, out, format, tokenizer, revision, salvage))
-    mean = f", {told['mean_tokens']:,.2f} tokens on average" if told["mean_tokens"] else ""
-    print(f"{out}: {told['conversations']:,} conversations, {told['instructions']:,} instructions{mean}")
-    if told["broken_after"] is not None:
-        print(f"the file is broken: these come from the {told['broken_after']:,} whole records before the break")
-    for name, number in told["removed_or_repaired"].items():
+    statistics = prepare_dataset(PrepareRun(source, dataset, out, format, tokenizer, revision, salvage))
+    mean = f", {statistics['mean_tokens']:,.2f} tokens on average" if statistics["mean_tokens"] else ""
+    print(f"{out}: {statistics['conversations']:,} conversations, {statistics['instructions']:,} instructions{mean}")
+    if statistics["broken_after"] is not None:
+        print(f"the file is broken: these come from the {statistics['broken_after']:,} whole records before the break")
+    for name, number in statistics["removed_or_repaired"].items():
         if number:
             print(f"{number:>8,} {name.replace('_', ' ')}")

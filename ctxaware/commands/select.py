@@ -1,5 +1,6 @@
 """`ctxaware select`: [IND] on the context-dependent instructions."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -30,8 +31,11 @@ def select(
     if threshold is None and top_percent is None:
         threshold = DEFAULT_THRESHOLD
     done = select_turns(data, scores, out, threshold, top_percent, layer)
-    told = done.statistics
-    print(f"selected {told['selected']:,} of {told['instructions']:,} instructions ({told['selected_share']:.3f})")
-    for value, share in told["share_above"].items():
+    statistics = done.statistics
+    share = statistics["selected_share"]
+    print(f"selected {statistics['selected']:,} of {statistics['instructions']:,} instructions ({share:.3f})")
+    for value, share in statistics["share_above"].items():
         print(f"  above {value}: {share:.3f}")
     print("\n".join(map(str, done.files)))
+    if done.warning:
+        print(f"warning: {done.warning}; choose another --threshold or --top-percent", file=sys.stderr)

@@ -43,31 +43,18 @@ def steer(
       ctxaware steer --instruct meta-llama/Llama-2-7b-chat-hf --batch-size 8 --out steer
       ctxaware steer --instruct "$(ctxaware demo-model)" --source builtin --needle pizza --grid 4x4
     """
-    from lm_eval.utils import setup_logging, simple_parse_args_string
+    from lm_eval.utils import setup_logging
 
-    from ctxaware.commands.options import parse_grid
-    from ctxaware.errors import InputError
+    from ctxaware.commands.options import needle_metadata, parse_model_args, parse_names
     from ctxaware.report import steer as steer_report
 
-    n_lengths, n_depths = parse_grid(grid)
-    try:
-        arguments = simple_parse_args_string(model_args)
-    except ValueError as error:
-        raise InputError(f"--model-args must be name=value,name=value, got {model_args!r}") from error
     plan = steer_report.Plan(
         model=instruct,
-        tasks=tuple(dict.fromkeys(filter(None, tasks.split(",")))),
+        tasks=parse_names(tasks),
         alphas=steer_report.parse_alphas(alphas),
         heads=heads,
-        settings={
-            "num_context_lengths": n_lengths,
-            "num_depths": n_depths,
-            "max_context_length": max_context_length,
-            "needle": needle,
-            "source": source,
-            **({"haystack": haystack} if haystack else {}),
-        },
-        model_args=arguments,
+        settings=needle_metadata(grid, max_context_length, needle, source, haystack),
+        model_args=parse_model_args(model_args),
         batch_size=batch_size,
         device=device,
     )

@@ -13,6 +13,7 @@ from ctxaware.runs.files import output_file, sha256_of_file
 
 STEM = "conversations"  # of the file that `prepare` and `select` write into their folder
 FORMATS = ("parquet", "jsonl")
+OnShare = Callable[[float], None]  # takes the share of a file that has been read, 0–1
 _ROW_GROUP = 1000  # conversations of one Parquet row group: what is in memory at once
 
 
@@ -43,17 +44,17 @@ def find_file(path: str | Path, preferred: str | None = None) -> Path:
     if not path.is_dir():
         raise InputError(f"{path} does not exist; expected a JSON, JSONL or Parquet file or a folder with one")
     written = [path / f"{STEM}.{kind}" for kind in FORMATS if (path / f"{STEM}.{kind}").is_file()]
-    found = written or (sorted(path.glob(preferred)) if preferred else [])
-    if not found:
+    files = written or (sorted(path.glob(preferred)) if preferred else [])
+    if not files:
         kinds = ("*.parquet", "*.jsonl", "*.json")
-        found = sorted(p for kind in kinds for p in path.glob(kind) if p.name != "statistics.json")
-    if len(found) != 1:
-        names = ", ".join(str(p.relative_to(path)) for p in found[:5]) or "none"
+        files = sorted(p for kind in kinds for p in path.glob(kind) if p.name != "statistics.json")
+    if len(files) != 1:
+        names = ", ".join(str(p.relative_to(path)) for p in files[:5]) or "none"
         raise InputError(f"expected one data file in {path}, found {names}; pass the file itself")
-    return found[0]
+    return files[0]
 
 
-def read_records(path: Path, on_share: Callable[[float], None] | None = None) -> Iterator[dict]:
+def read_records(path: Path, on_share: OnShare | None = None) -> Iterator[dict]:
     """The records of a JSON list, JSONL or Parquet file, one at a time: memory does not grow with the file.
 
     Args:
@@ -77,7 +78,7 @@ def read_records(path: Path, on_share: Callable[[float], None] | None = None) ->
         raise InputError(f"{path} is neither a JSON list, JSON lines nor Parquet (it starts with {start!r})")
 
 
-def _read_parquet(path: Path, on_share) -> Iterator[dict]:
+def _read_parquet(path: Path, on_share: OnShare | None) -> Iterator[dict]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -87,12 +88,12 @@ def _read_parquet(path: Path, on_share) -> Iterator[dict]:
             for batch in file.iter_batches(batch_size=_ROW_GROUP):
                 yield from batch.to_pylist()
                 n_read += batch.num_rows
-                _tell(on_share, n_read, file.metadata.num_rows)
+                _report(on_share, n_read, file.metadata.num_rows)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is not a whole Parquet file: {error}") from error
 
 
-def _read_json_list(path: Path, on_share) -> Iterator[dict]:
+def _read_json_list(path: Path, on_share: OnShare | None) -> Iterator[dict]:
     import ijson
 
     n_whole = 0
@@ -104,12 +105,12 @@ def _read_json_list(path: Path, on_share) -> Iterator[dict]:
                 yield record
                 n_whole += 1
                 if n_whole % _ROW_GROUP == 0:
-                    _tell(on_share, file.tell(), path.stat().st_size)
+                    _report(on_share, file.tell(), path.stat().st_size)
         except (ijson.JSONError, UnicodeDecodeError) as error:
             raise BrokenFileError(path, n_whole, " ".join(str(error).split())[:80]) from error
 
 
-def _read_jsonl(path: Path, on_share) -> Iterator[dict]:
+def _read_jsonl(path: Path, on_share: OnShare | None) -> Iterator[dict]:
     n_whole = 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -122,10 +123,10 @@ def _read_jsonl(path: Path, on_share) -> Iterator[dict]:
             yield record
             n_whole += 1
             if n_whole % _ROW_GROUP == 0:
-                _tell(on_share, file.tell(), path.stat().st_size)
+                _report(on_share, file.tell(), path.stat().st_size)
 
 
-def _tell(on_share, done: int, total: int) -> None:
+def _report(on_share: OnShare | None, done: int, total: int) -> None:
     if on_share and total:
         on_share(done / total)
 
@@ -140,8 +141,8 @@ def read_conversations(path: str | Path) -> Iterator[dict]:
     for number, record in enumerate(read_records(file)):
         where = f"{file}, record {number}"
         if not isinstance(record, dict) or not isinstance(record.get("messages"), (list, tuple)):
-            found = f"keys {sorted(record)[:5]}" if isinstance(record, dict) else type(record).__name__
-            raise InputError(f"{where}: expected an object with id and messages, got {found}; run ctxaware prepare")
+            shape = f"keys {sorted(record)[:5]}" if isinstance(record, dict) else type(record).__name__
+            raise InputError(f"{where}: expected an object with id and messages, got {shape}; run ctxaware prepare")
         if not isinstance(record.get("id"), str):
             raise InputError(f"{where}: expected id to be text, got {record.get('id')!r}; run ctxaware prepare")
         if record["id"] in seen:

@@ -1,19 +1,29 @@
 """One run of `ctxaware prepare`: find the release, clean it, write conversations and statistics."""
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ctxaware import __version__
 from ctxaware.chat import n_instructions
 from ctxaware.data.cleaning import COUNTS
-from ctxaware.data.conversations import BrokenFileError, find_file, read_records, write_conversations
+from ctxaware.data.conversations import (
+    FORMATS,
+    STEM,
+    BrokenFileError,
+    find_file,
+    read_conversations,
+    read_records,
+    write_conversations,
+)
 from ctxaware.data.releases import DATASETS, clean
 from ctxaware.data.sources import HUB, load_from_hub
 from ctxaware.errors import InputError
-from ctxaware.runs.files import write_json
-from ctxaware.runs.progress import progress_bar
+from ctxaware.runs.files import refuse_own_input, write_json
+from ctxaware.runs.progress import Advance, progress_bar
 
 STATISTICS = "statistics.json"
 
@@ -31,23 +41,26 @@ class PrepareRun:
     salvage: bool = False
 
 
-def prepare_dataset(run: PrepareRun) -> dict:
+def prepare_dataset(run: PrepareRun) -> dict[str, Any]:
     """Write clean conversations and their statistics into `run.out`; nothing is written where an error ends it.
 
     Returns:
         The statistics, as in `statistics.json`.
 
     Raises:
-        InputError: the source is none, of another shape, or broken in the middle.
+        InputError: the source is none, of another shape, broken in the middle, or would be overwritten.
     """
     if run.dataset not in DATASETS:
         raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {run.dataset!r}; pass --dataset")
-    counts, sums = Counter(), Counter()
+    counts: Counter[str] = Counter()
+    sums: Counter[str] = Counter()
     n_tokens = _token_counter(run.tokenizer)
     with progress_bar(f"preparing {run.dataset}", 100) as advance:
         records = _Records(run, advance)
+        if records.file:
+            refuse_own_input(run.out, [run.out, *output_files(run.out)], [Path(run.source), records.file])
         conversations = clean(records, run.dataset, counts)
-        file = write_conversations(run.out, _summed(conversations, sums, n_tokens), run.kind)
+        write_conversations(run.out, _summed(conversations, sums, n_tokens, records), run.kind)
     statistics = {
         "dataset": run.dataset,
         "source": records.source,
@@ -61,19 +74,36 @@ def prepare_dataset(run: PrepareRun) -> dict:
         "removed_or_repaired": {name: counts[name] for name in COUNTS},
         "ctxaware": __version__,
     }
-    if not sums["conversations"]:
-        file.unlink()
-        raise InputError(f"no conversation is left of the {records.n} records of {records.source}; is --dataset right?")
     write_json(run.out / STATISTICS, statistics)
     return statistics
+
+
+def read_statistics(folder: Path) -> dict[str, Any] | None:
+    """The statistics of a folder that `prepare_dataset` wrote; None where it is not whole.
+
+    The conversations are read and counted: they are checked, and are as many as were written.
+    """
+    try:
+        statistics = json.loads((folder / STATISTICS).read_bytes())
+        is_whole = sum(1 for _ in read_conversations(folder)) == statistics["conversations"]
+    except (OSError, ValueError, TypeError, KeyError):  # an `InputError` is a ValueError
+        return None
+    return statistics if is_whole else None
+
+
+def output_files(folder: Path) -> list[Path]:
+    """What `prepare_dataset` writes into its folder, or removes there."""
+    return [folder / f"{STEM}.{kind}" for kind in FORMATS] + [folder / STATISTICS]
 
 
 class _Records:
     """The records of a release, counted; a broken file ends them where `salvage` allows it."""
 
-    def __init__(self, run: PrepareRun, advance):
+    def __init__(self, run: PrepareRun, advance: Advance):
         self.run, self.advance = run, advance
-        self.n, self.broken_after, self.share = 0, None, 0.0
+        self.n, self.share = 0, 0.0
+        self.broken_after: int | None = None
+        self.file: Path | None = None
         spec, path = DATASETS[run.dataset], Path(run.source)
         if path.exists():
             self.file = find_file(path, spec.file)
@@ -81,7 +111,7 @@ class _Records:
         elif run.source == HUB and spec.hub is None:
             raise InputError(f"data set {run.dataset!r} has no hub name of its own; pass a hub name or a path")
         elif run.source == HUB or (run.source.count("/") == 1 and not path.suffix):
-            self.file, self.source = None, spec.hub if run.source == HUB else run.source
+            self.source = spec.hub if run.source == HUB and spec.hub else run.source
         else:
             raise InputError(f"{run.source} does not exist; expected a file, a folder, a hub name (owner/name), or hub")
 
@@ -106,16 +136,20 @@ class _Records:
         self.share = share
 
 
-def _summed(conversations: Iterable[dict], sums: Counter, n_tokens) -> Iterator[dict]:
+def _summed(
+    conversations: Iterable[dict], sums: Counter, n_tokens: Callable[[list[dict]], int] | None, records: "_Records"
+) -> Iterator[dict]:
     for conversation in conversations:
         sums["conversations"] += 1
         sums["instructions"] += n_instructions(conversation["messages"])
         if n_tokens:
             sums["tokens"] += n_tokens(conversation["messages"])
         yield conversation
+    if not sums["conversations"]:  # before a file is put in its place
+        raise InputError(f"no conversation is left of the {records.n} records of {records.source}; is --dataset right?")
 
 
-def _token_counter(name: str | None):
+def _token_counter(name: str | None) -> Callable[[list[dict]], int] | None:
     """A function from messages to the number of tokens, rendered with the chat template where there is one."""
     if name is None:
         return None

@@ -64,12 +64,14 @@ def clean(records: Iterable[dict], dataset: str, counts: Counter) -> Iterator[di
     Raises:
         InputError: the first record is of another shape.
     """
-    spec, seen, ids = DATASETS[dataset], set(), set()
+    spec = DATASETS[dataset]
+    seen: set[bytes] = set()
+    ids: set[str] = set()
     for number, record in enumerate(records):
         messages = spec.messages(record) if isinstance(record, dict) else None
         if number == 0 and messages is None:
-            found = sorted(record) if isinstance(record, dict) else type(record).__name__
-            raise InputError(f"expected records of {dataset} ({_SHAPES[dataset]}), got {found}; pass another --dataset")
+            shape = sorted(record) if isinstance(record, dict) else type(record).__name__
+            raise InputError(f"expected records of {dataset} ({_SHAPES[dataset]}), got {shape}; pass another --dataset")
         messages = normalise(messages or [], counts, remove_refusals=spec.remove_refusals)
         if not messages:
             counts["empty_conversations"] += 1
@@ -90,7 +92,7 @@ _SHAPES = {
 }
 
 
-def _unique_id(record: dict, dataset: str, number: int, ids: set, counts: Counter) -> str:
+def _unique_id(record: dict, dataset: str, number: int, ids: set[str], counts: Counter[str]) -> str:
     given = next((str(record[k]) for k in ("id", "prompt_id", "idx") if record.get(k) is not None), None)
     name = given or f"{dataset}-{number}"
     copy = 1

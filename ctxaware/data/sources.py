@@ -2,8 +2,12 @@
 
 import logging
 import re
+from typing import TYPE_CHECKING
 
 from ctxaware.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 HUB, BUILTIN = "hub", "builtin"
 logger = logging.getLogger(__name__)
@@ -11,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 def load_from_hub(
     key: str, path: str, split: str, name: str | None = None, revision: str | None = None, remedy: str = ""
-):
+) -> "Dataset":
     """A split of a hub data set, as `datasets.Dataset`.
 
     Args:
@@ -43,11 +47,11 @@ def load_from_hub(
 _resolved: dict[str, dict[str, str]] = {}  # of this process's hub data sets, by the setting that chose them
 
 
-def _commit(dataset) -> str | None:
+def _commit(dataset: "Dataset") -> str | None:
     """The commit that a hub data set was read at, from the addresses of its files."""
     checksums = getattr(getattr(dataset, "info", None), "download_checksums", None) or {}
-    found = [match[1] for address in checksums if (match := re.search(r"@([0-9a-f]{40})/", str(address)))]
-    return found[0] if found else None
+    commits = [match[1] for address in checksums if (match := re.search(r"@([0-9a-f]{40})/", str(address)))]
+    return commits[0] if commits else None
 
 
 def resolved_revisions(source: str, haystack: str | None = None) -> dict[str, str]:

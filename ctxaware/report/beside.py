@@ -1,39 +1,68 @@
 """Sections on what stands beside the evaluations: attention, context-dependency scores, MT-Bench, training."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from ctxaware import plots
 from ctxaware.intervals import Interval
 from ctxaware.mt_bench.summary import Results
 from ctxaware.report import pictures
+from ctxaware.report.allocation import summary
 from ctxaware.report.collect import Found, Training
 from ctxaware.report.page import Section
-from ctxaware.report.tables import Cell, Table, table_3
+from ctxaware.report.tables import Cell, Table, table_3, title_of
 from ctxaware.scores.select import DEFAULT_THRESHOLD, TABLE_THRESHOLDS, above_threshold
 
 
-def attention(summaries: Mapping[str, dict]) -> Section:
-    """Figures 3 and 4: where the retrieval head looks."""
+def attention(found: Found) -> Section:
+    """Figures 3 and 4, where the retrieval head looks; and which heads retrieve."""
     section = Section("attention", "Where the answer's first token looks")
-    for name, summary in summaries.items():
-        conditions, changes = list(summary["allocation"]), list(summary["changes"])
-        groups = [g for g in summary["allocation"][conditions[0]] if _any_mean(summary["allocation"], g)]
-        rows = [
-            (
-                group,
-                *(Interval(**summary["allocation"][condition][group]) for condition in conditions),
-                *(Interval(**summary["changes"][change][group]).signed for change in changes),
-            )
-            for group in groups
-        ]
-        title = f"{name}: attention of layer {summary['layer']}'s retrieval head, {summary['n_prompts']} prompts"
-        columns = ("attention on", *conditions, *changes)
-        section.tables.append(Table(title, columns, rows, "Shares with 95% intervals over prompts."))
+    for name, models in found.attention.items():
+        summaries = summary.summarise(models)
+        section.tables.extend(_allocation(name, label, of) for label, of in summaries.items())
+        section.pictures.extend(pictures.attention(name, summaries))
+    rows: list[tuple[Cell, ...]] = []
+    for name, of in found.heads.items():
+        best = ", ".join(f"layer {head['layer_idx']} head {head['head_idx']}" for head in of["ranking"][:5])
+        agreement = [head["agreement"] for head in of["retrieval_heads"]]
+        rows.append((name, of["model"], of["n_prompts"], sum(agreement) / len(agreement), best))
+    if rows:
+        note = "Agreement: the share of prompts whose retrieval head of a layer is that layer's most frequent one."
+        columns = ("heads", "model", "prompts", "agreement, mean over layers", "read the needle most")
+        section.tables.append(Table("Retrieval heads", columns, rows, note))
     return section
 
 
-def _any_mean(allocation: Mapping[str, dict], group: str) -> bool:
-    return any(of[group]["mean"] for of in allocation.values())
+def _allocation(name: str, model: str, of: Mapping[str, Any]) -> Table:
+    conditions, changes = list(of["allocation"]), list(of["changes"])
+    rows: list[tuple[Cell, ...]] = [
+        (
+            title,
+            *(of["allocation"][condition][share] for condition in conditions),
+            *(of["changes"][change][share].signed for change in changes),
+        )
+        for share, title in summary.SHARE_TITLES.items()
+        if any(of["allocation"][condition][share].mean for condition in conditions)
+    ]
+    title = f"{name}, {model}: attention of layer {of['layer']}'s retrieval head, {of['n_prompts']} prompts"
+    columns = ("attention on", *(summary.TITLES[c] for c in conditions), *map(summary.in_words, changes))
+    return Table(title, columns, rows, "Shares with 95% intervals over prompts; the template's own tokens left out.")
+
+
+def steering(found: Found) -> Section:
+    """Table 1, from what `ctxaware steer` reported of the half of the grid on which α was not chosen."""
+    section = Section("steering", "Attention steering")
+    for name, of in found.steering.items():
+        tasks = list(dict.fromkeys(task for by_task in of["scores"].values() for task in by_task))
+        rows: list[tuple[Cell, ...]] = [
+            (title, *(Interval(**by_task[task]) if task in by_task else None for task in tasks))
+            for title, by_task in of["scores"].items()
+        ]
+        note = "α is chosen on half of the cells and reported on the other half. 95% intervals."
+        title = f"{name}: steering with α = {of['alpha']:g}"
+        section.tables.append(Table(title, ("condition", *map(title_of, tasks)), rows, note))
+        section.pictures.append(pictures.steering(name, of))
+    return section
 
 
 def dependency(found: Found) -> Section:

@@ -8,14 +8,16 @@ from typing import Any
 
 from ctxaware.errors import InputError
 from ctxaware.mt_bench.summary import Results
+from ctxaware.report.allocation.table import ModelShares
+from ctxaware.report.allocation.table import read as read_attention
 from ctxaware.report.samples import SampleFile, TaskRun, find_samples, read_task
 from ctxaware.report.tables import INDICATOR_SUFFIX
-from ctxaware.runs.claim import CONFIGURATION
+from ctxaware.runs.claim import CONFIGURATION, RUN
 from ctxaware.runs.files import read_json
 from ctxaware.scores.table import Scores, read_scores
-from ctxaware.training.checkpoints import DATA, RUN, WATCH
+from ctxaware.training.checkpoints import DATA, WATCH
 
-STATISTICS = "statistics.json"
+STATISTICS, STEERING, HEADS = "statistics.json", "steer.json", "heads.json"
 _PASSED_OVER = ("checkpoint-", ".")  # starts of the names of folders that hold no results
 
 
@@ -55,7 +57,9 @@ class Found:
         scores: by file and layer, of `ctxaware score`.
         ratings: of `ctxaware mt-bench judge`.
         trainings: of the recipes.
-        attention: summaries of `ctxaware attention`.
+        attention: shares of attention, of `ctxaware attention`.
+        heads: what `ctxaware heads` wrote.
+        steering: what `ctxaware steer` wrote as `steer.json`.
         left_out: what could not be read or was passed over, a line each.
     """
 
@@ -64,7 +68,9 @@ class Found:
     scores: dict[str, dict[int, Scores]] = field(default_factory=dict)
     ratings: dict[str, Results] = field(default_factory=dict)
     trainings: list[Training] = field(default_factory=list)
-    attention: dict[str, dict] = field(default_factory=dict)
+    attention: dict[str, list[ModelShares]] = field(default_factory=dict)
+    heads: dict[str, dict] = field(default_factory=dict)
+    steering: dict[str, dict] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
 
@@ -105,6 +111,8 @@ def _files(path: Path) -> Iterator[Path]:
         yield path
     for folder, names, files in os.walk(path):
         names[:] = sorted(name for name in names if not name.startswith(_PASSED_OVER) and name != DATA)
+        if STEERING in files:  # the runs below it are of halves of a grid: the file says what is to be shown of them
+            names.clear()
         yield from (Path(folder) / name for name in files)
 
 
@@ -193,17 +201,21 @@ def _read_other(run: str, root: Path, path: Path, found: Found) -> None:
     try:
         if path.name == STATISTICS and "share_above" in (content := read_json(path)):
             found.selections[name] = content
-        elif path.suffix == ".parquet" and _is_scores(path):
-            found.scores[run if path == root else f"{run}, {path.relative_to(root)}"] = read_scores(path)
+        elif path.suffix == ".parquet":
+            _read_parquet(run if path == root else f"{run}, {path.relative_to(root)}", path, found)
         elif path.parent.name == "model_judgment" and path.name.endswith("_single.manifest.json"):
             judge = read_json(path)[CONFIGURATION]["judge_model"]
             found.ratings[f"{run}, judged by {judge}"] = Results(path.parent.parent, judge)
-        elif path.name == RUN and "configuration" in (content := read_json(path)):
-            found.trainings.append(Training(name, content["configuration"], _watch(path)))
+        elif path.name == RUN:
+            configuration = read_json(path).get(CONFIGURATION)
+            if isinstance(configuration, dict) and "base_weights" in configuration:  # else of gap, steer or score
+                found.trainings.append(Training(name, configuration, _watch(path)))
         elif path.name == WATCH and not path.with_name(RUN).is_file():
             found.trainings.append(Training(name, {}, read_json(path)))
-        elif path.name == "attention.json":
-            found.attention |= {f"{run}, {model}": of for model, of in read_json(path).items()}
+        elif path.name.endswith(HEADS) and {"retrieval_heads", "ranking"} <= (content := read_json(path)).keys():
+            found.heads[name] = content
+        elif path.name == STEERING:
+            found.steering[name] = read_json(path)
     except (InputError, KeyError, OSError) as error:
         found.left_out.append(f"{path}: {error}" if not isinstance(error, InputError) else str(error))
 
@@ -213,10 +225,15 @@ def _watch(run: Path) -> dict | None:
     return read_json(path) if path.is_file() else None
 
 
-def _is_scores(path: Path) -> bool:
+def _read_parquet(name: str, path: Path, found: Found) -> None:
+    """A file of scores or of shares of attention; other Parquet is passed over."""
     import pyarrow.parquet as pq
 
     try:
-        return {"conversation_id", "turn", "score", "user_tokens"} <= set(pq.read_schema(path).names)
-    except (OSError, ValueError):
-        return False
+        columns = set(pq.read_schema(path).names)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no whole Parquet file ({error}); make it again") from error
+    if {"conversation_id", "turn", "score", "user_tokens"} <= columns:
+        found.scores[name] = read_scores(path)
+    elif {"prompt", "layer", "head", "group", "share"} <= columns:
+        found.attention[name] = read_attention(path)

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 
 from ctxaware.errors import InputError
 from ctxaware.mt_bench.summary import Results
-from ctxaware.report import beside, pictures
+from ctxaware.report import beside, pictures, verdict
 from ctxaware.report.collect import Evaluation, Found
 from ctxaware.report.compare import PROMPTS, Pairs, pair
 from ctxaware.report.flips import worst_flips
-from ctxaware.report.gate import judge
+from ctxaware.report.gate import Gate, judge
 from ctxaware.report.page import Report, Section
 from ctxaware.report.samples import TaskRun
 from ctxaware.report.tables import Cell, Table, plain_name, table_4, table_7, table_9
@@ -43,7 +43,8 @@ def make_report(found: Found, title: str, max_drop: float, confidence: float, n_
         _templates(evaluations),
         _heatmaps(evaluations),
         _ablation(evaluations, ratings),
-        beside.attention(found.attention),
+        beside.attention(found),
+        beside.steering(found),
         beside.dependency(found),
         beside.mt_bench(found.ratings),
         beside.training_runs(found.trainings),
@@ -138,33 +139,12 @@ def _pairs(first: Evaluation, second: Evaluation, notes: list[str]) -> Iterator[
 def _verdicts(name: str, pairs: list[Pairs], max_drop: float, confidence: float) -> Table:
     differing = [mismatch for each in pairs for mismatch in each.mismatches]
     is_judged = {mismatch.kind for mismatch in differing} <= {PROMPTS}  # template and [IND] are what is compared
-    rows: list[tuple[Cell, ...]] = []
-    for of in judge(pairs, max_drop, confidence):
-        mcnemar = None if of.mcnemar_p is None else _p_text(of.mcnemar_p)
-        interval = f"{of.difference:+.3f} [{of.lower:+.3f}, {of.upper:+.3f}]"
-        rows.append(
-            (
-                of.name,
-                of.before,
-                of.after,
-                interval,
-                of.n,
-                of.losses,
-                of.gains,
-                mcnemar,
-                of.verdict if is_judged else None,
-            )
-        )
-    columns = ("task", "before", "after", "difference [bounds]", "n", "lost", "won", "McNemar p", "verdict")
-    note = f"Bounds are one-sided, {confidence:.0%} each."
+    judged = verdict.table(Gate(judge(pairs, max_drop, confidence), max_drop, confidence, None, differing, []))
+    rows = judged.rows if is_judged else [(*row[:-1], None) for row in judged.rows]
+    note = judged.note if is_judged else f"{judged.note} No verdict: the runs do not compare as they are."
     if differing:
-        note += "" if is_judged else " No verdict: the runs do not compare as they are."
         note += f" What differs besides the model: {'; '.join(mismatch.text for mismatch in differing)}."
-    return Table(f"{name}, against the first run", columns, rows, note)
-
-
-def _p_text(p: float) -> str:
-    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+    return Table(f"{name}, against the first run", judged.columns, rows, note)
 
 
 def _templates(evaluations: list[Evaluation]) -> Section:
@@ -258,6 +238,7 @@ _PARTS = {  # anchor of a section, and what makes it
     "needles": "needle heatmaps: lm_eval … --tasks nih_ctx --log_samples --output_path FOLDER",
     "ablation": "the ablation of the threshold: runs named beta=0.5=FOLDER beta=0.6=FOLDER …",
     "attention": "attention: ctxaware attention --instruct … --out FOLDER",
+    "steering": "attention steering: ctxaware steer … --out FOLDER",
     "dependency": "context-dependency scores: ctxaware score … --out scores.parquet, and ctxaware select",
     "mt-bench": "MT-Bench: ctxaware mt-bench answer, then judge",
     "training": "training: the output folder of a recipe, with --watch_every 100 for the curve",

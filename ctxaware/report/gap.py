@@ -12,10 +12,12 @@ from typing import Any
 
 from ctxaware.errors import InputError
 from ctxaware.intervals import DIFFERENCE, Interval, mean_interval
+from ctxaware.models import model_fingerprint
 from ctxaware.plots import scores_and_effects
 from ctxaware.report.evaluation import read_run, run_tasks
 from ctxaware.report.samples import TaskRun, cluster
 from ctxaware.report.tables import Table, mean_score
+from ctxaware.runs.claim import LOCK, RUN, claim, locked
 from ctxaware.runs.files import write_text
 
 NEEDLE_TASK = "nih_ctx"
@@ -120,40 +122,39 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("ctxaware gap runs in one process; start it without a launcher, or use --model-backend vllm")
-    _claim(out, plan)
-    todo = list(plan.runs(out))
-    for model in dict.fromkeys(cell.model for cell, _ in todo):
-        if any(cell.template for cell, _ in todo if cell.model == model):
-            _require_template(plan, model)
-        lm = _load(plan, model)
-        of_model = [(cell, task) for cell, task in todo if cell.model == model]
-        # cells that differ only in how a prompt ends go in one evaluation, where they share all before it
-        for (_, task), together in itertools.groupby(of_model, key=lambda pair: (pair[0].template, pair[1])):
-            _evaluate(lm, plan, [cell for cell, _ in together], task, out)
-        del lm
-        gc.collect()  # the harness's models are cyclic: without this two would share the device's memory
-    return summarise(plan, out)
+    with locked(out / LOCK, out):
+        claim(out / RUN, _configuration(plan), out, grows=("models", "weights"))
+        todo = list(plan.runs(out))
+        for model in dict.fromkeys(cell.model for cell, _ in todo):
+            if any(cell.template for cell, _ in todo if cell.model == model):
+                _require_template(plan, model)
+            lm = _load(plan, model)
+            of_model = [(cell, task) for cell, task in todo if cell.model == model]
+            # cells that differ only in how a prompt ends go in one evaluation, where they share all before it
+            for (_, task), together in itertools.groupby(of_model, key=lambda pair: (pair[0].template, pair[1])):
+                _evaluate(lm, plan, [cell for cell, _ in together], task, out)
+            del lm
+            gc.collect()  # the harness's models are cyclic: without this two would share the device's memory
+        return summarise(plan, out)
 
 
-def _claim(out: Path, plan: Plan) -> None:
-    """Write the plan into the folder; where one stands already, refuse another (a model may be added)."""
-    out.mkdir(parents=True, exist_ok=True)
-    path, mine = out / "plan.json", json.loads(json.dumps(dataclasses.asdict(plan)))
-    theirs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else mine
-    both = {"settings", "backend", "model_args"}, theirs["models"].keys() & mine["models"].keys()
-    was, now = (
-        {key: each[key] for key in both[0]} | {key: each["models"][key] for key in both[1]} for each in (theirs, mine)
-    )
-    if differing := sorted(key for key in was if was[key] != now[key]):
-        was, now = ({key: each[key] for key in differing} for each in (was, now))
-        raise InputError(f"{out} holds results of other settings: {was}, now {now}; pass another --out")
-    write_text(path, json.dumps({**mine, "models": theirs["models"] | mine["models"]}, indent=2))
+def _configuration(plan: Plan) -> dict[str, Any]:
+    """What one folder of results has in common; models may be added, tasks as well."""
+    folders = {model: name for model, name in plan.models.items() if Path(name).is_dir()}
+    return {
+        "models": plan.models,
+        "weights": {model: model_fingerprint(name) for model, name in folders.items()},
+        "settings": plan.settings,
+        "backend": plan.backend,
+        "model_args": plan.model_args,
+    }
 
 
 def _require_template(plan: Plan, model: str) -> None:
     from ctxaware.harness.window import load_tokenizer
 
-    if not load_tokenizer(plan.arguments(model), "ctxaware gap").chat_template:
+    tokenizer = load_tokenizer(plan.arguments(model), "ctxaware gap")
+    if tokenizer is None or not tokenizer.chat_template:
         raise InputError(
             f"{plan.models[model]} has no chat template; pass it as --base, and the chat model as --instruct"
         )

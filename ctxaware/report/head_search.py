@@ -141,7 +141,7 @@ def find_heads(name: str, settings: NeedleSettings, dtype: str, out: Path) -> di
     }
     write_json(out, content)
     dots = [head["head_idx"] for head in content["retrieval_heads"]]
-    title = f"{Path(name).name}: attention of the answer's tokens on the needle"
+    title = f"{Path(name).name}:\nattention of the answer's tokens on the needle"
     mean = found.attention.needle.mean(axis=0)
     layer_head_map(mean, found.layers, dots, title, "share, mean over the prompts", out.with_suffix(".png"))
     return content

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 
 from ctxaware import plots
-from ctxaware.intervals import mean_interval
+from ctxaware.intervals import Interval, mean_interval
 from ctxaware.mt_bench.summary import Results
+from ctxaware.report.allocation.pictures import allocation_bars, change_bars
+from ctxaware.report.allocation.summary import TITLES, in_words
 from ctxaware.report.collect import Training
 from ctxaware.report.samples import TaskRun
+from ctxaware.scores import pictures as of_scores
 from ctxaware.scores.layers import disagreement
 from ctxaware.scores.select import above_threshold
 from ctxaware.scores.table import Scores
@@ -98,7 +101,7 @@ def score_histogram(name: str, layer: int, scores: Scores, threshold: float) -> 
         f"Histogram of {len(values):,} context-dependency scores: quartiles {quartiles}; "
         f"{above_threshold(values.tolist(), threshold).mean():.1%} are above {threshold:g}."
     )
-    svg = as_svg(lambda path: plots.score_histogram(values, threshold, f"layer {layer}", path))
+    svg = as_svg(lambda path: of_scores.score_histogram(values, threshold, f"layer {layer}", path))
     return Picture(f"{name}: scores", alt, svg)
 
 
@@ -108,7 +111,7 @@ def instruction_lengths(name: str, layer: int, scores: Scores, threshold: float)
     chosen = above_threshold(scores.values[scores.is_scored].tolist(), threshold)
     kinds = [("all", lengths)] + ([("selected", lengths[chosen])] if chosen.any() else [])
     medians = "; ".join(f"{kind} {len(of):,}, median {np.median(of):,.0f} tokens" for kind, of in kinds)
-    svg = as_svg(lambda path: plots.instruction_lengths(lengths, chosen, f"layer {layer}", path))
+    svg = as_svg(lambda path: of_scores.instruction_lengths(lengths, chosen, f"layer {layer}", path))
     return Picture(f"{name}: instruction lengths", f"Histogram of instruction lengths: {medians}.", svg)
 
 
@@ -124,7 +127,7 @@ def layer_agreement(name: str, by_layer: Mapping[int, Scores]) -> Picture:
         f"(mean {means.max():.2f})."
     )
     title = f"top {TOP_PERCENT}% of turns"
-    return Picture(name, alt, as_svg(lambda path: plots.layer_disagreement(layers, matrix, title, path)))
+    return Picture(name, alt, as_svg(lambda path: of_scores.layer_disagreement(layers, matrix, title, path)))
 
 
 def ratings(name: str, results: Results) -> Picture:
@@ -154,3 +157,35 @@ def probe_curves(training: Training, tasks: Sequence[str], probes: Mapping[str, 
     alt = f"Scores of the probe while training, steps {steps[0]} to {steps[-1]}: {ends}."
     title = "the probe while training"
     return Picture(training.name, alt, as_svg(lambda path: plots.score_curves(steps, curves, title, path)))
+
+
+def attention(name: str, summaries: Mapping[str, Any]) -> list[Picture]:
+    """What the retrieval head looks at, and what the template changes (figures 4 and 3)."""
+    shares = "; ".join(
+        f"{label}, {TITLES[condition]}: " + ", ".join(f"{share} {interval.mean:.2f}" for share, interval in of.items())
+        for label, model in summaries.items()
+        for condition, of in model["allocation"].items()
+    )
+    alt = f"Bars of the retrieval head's attention. {shares}."
+    shown = [Picture(f"{name}: allocation", alt, as_svg(lambda path: allocation_bars(dict(summaries), path)))]
+    changes = "; ".join(
+        f"{label}, {in_words(pair)}: " + ", ".join(f"{share} {interval.mean:+.2f}" for share, interval in of.items())
+        for label, model in summaries.items()
+        for pair, of in model["changes"].items()
+    )
+    if changes:
+        alt = f"Bars of how the retrieval head's attention changes. {changes}."
+        shown.append(Picture(f"{name}: change", alt, as_svg(lambda path: change_bars(dict(summaries), path))))
+    return shown
+
+
+def steering(name: str, of: Mapping[str, Any]) -> Picture:
+    """Recall by α on the half of the grid on which it was chosen, and what was reported of the other."""
+    curve = {float(alpha): Interval(**interval) for alpha, interval in of["curve"].items()}
+    (needle,) = [task for task in of["differences"] if task.startswith("nih_ctx")]
+    reported = {title: Interval(**by_task[needle]) for title, by_task in of["scores"].items() if needle in by_task}
+    means = ", ".join(f"{alpha:g} {interval.mean:.3f}" for alpha, interval in curve.items())
+    alt = f"Recall by α on the cells on which it was chosen: {means}. Chosen: {of['alpha']:g}."
+    title = f"{Path(of['plan']['model']).name}, {needle}"
+    svg = as_svg(lambda path: plots.recall_by_alpha(curve, of["alpha"], reported, title, path))
+    return Picture(f"{name}: recall by α", alt, svg)

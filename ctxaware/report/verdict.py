@@ -25,7 +25,8 @@ def sentence(judgment: Judgment, max_drop: float) -> str:
         return f"a drop of more than {limit} is excluded (p {_p(judgment.p_pass)})"
     if judgment.n_to_decide is not None:
         enough = f"{_rounded_up(judgment.n_to_decide):,}"
-        return f"{judgment.n} samples do not decide; about {enough} would, if the difference stays"
+        seen = "" if judgment.losses + judgment.gains else "no score differs, but "
+        return f"{seen}{judgment.n} samples do not decide; about {enough} would, if the difference stays"
     if judgment.n_clusters == 1:
         return f"all samples are of one {judgment.cluster_kind}, which says nothing of others"
     return "no number of samples would decide: the difference is at the limit"

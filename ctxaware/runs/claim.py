@@ -99,7 +99,7 @@ def describe_difference(stored: Mapping[str, Any], current: Mapping[str, Any], g
         grows: as in `claim`.
     """
     old, new = _flat(as_json(stored)), _flat(as_json(current))
-    optional = {key for key in old.keys() ^ new.keys() if key.split(".")[0] in grows}
+    optional = {key for key in old.keys() ^ new.keys() if "." in key and key.split(".")[0] in grows}
     differing = [key for key in {**old, **new} if key not in optional and old.get(key) != new.get(key)]
     return ", ".join(f"{key} {_short(old.get(key))} (now {_short(new.get(key))})" for key in differing)
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,6 @@ def whole_file(path: Path) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
-    with whole_file(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -82,14 +76,43 @@ def output_file(path: Path) -> Iterator[Path]:
         raise InputError(f"can't write {path}: {error.strerror or error}; make room or choose another place") from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all.
+
+    Raises:
+        InputError: the disk is full or the place can't be written to.
+    """
+    with output_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all.
 
     Raises:
         InputError: the disk is full or the place can't be written to.
     """
-    with output_file(path) as beside:
-        beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):  # as in a path that is no UTF-8
+        text = json.dumps(value, indent=2)
+    write_text(path, text + "\n")
+
+
+def refuse_own_input(output: Path, written: Iterable[Path], read: Iterable[Path]) -> None:
+    """Refuse to write over what is read, however the paths are spelt: links are followed.
+
+    Args:
+        output: the file or folder that was asked for; named in the error.
+        written: what would be written or removed.
+        read: files and folders.
+
+    Raises:
+        InputError: one of `written` is one of `read`.
+    """
+    for source in read:
+        for target in written:
+            if target.exists() and source.exists() and target.samefile(source):
+                raise InputError(f"writing to {output} would overwrite {source}, which is read; choose another output")
 
 
 def read_json(path: Path) -> dict[str, Any]:

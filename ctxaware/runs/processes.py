@@ -13,6 +13,17 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
+def process_state() -> "PartialState":
+    """accelerate's state of this process, on the best device there is.
+
+    `PartialState` alone gives each of several processes on a machine without accelerator a world of its own.
+    """
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def on_main(state: "PartialState", work: Callable[[], Result]) -> Result:
     """The result of `work`, done by the main process alone; its `InputError` ends every process.
 

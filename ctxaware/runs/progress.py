@@ -3,15 +3,23 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol, TextIO
 
 LINE_EVERY = 30  # seconds, where standard error is no terminal
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f}{postfix} [{elapsed}, {remaining} left]"
+_LINE = "{desc}: {n:.0f}/{total:.0f}{postfix}, {remaining} left"
+
+
+class Advance(Protocol):
+    """Moves a progress bar on."""
+
+    def __call__(self, steps: float, n_counted: int = 0) -> None:
+        """By so many steps, and so many of the second thing counted."""
 
 
 @contextlib.contextmanager
-def progress_bar(
-    description: str, total: float, count: str = "", shown: bool = True
-) -> Iterator[Callable[[float, int], None]]:
+def progress_bar(description: str, total: float, count: str = "", shown: bool = True) -> Iterator[Advance]:
     """Progress on standard error; the yielded `advance(steps, n_counted)` moves it on.
 
     Args:
@@ -20,53 +28,45 @@ def progress_bar(
         count: name of a second thing counted, shown per second; "" for none.
         shown: False shows nothing (all processes but one).
     """
-    if not shown:
-        yield lambda steps, n_counted=0: None
-        return
-    if not sys.stderr.isatty():
-        yield _line_writer(description, total, count)
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from tqdm import tqdm
 
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]
-    with Progress(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), speed_estimate_period=600
+    is_terminal = sys.stderr.isatty()
+    started, counted = time.monotonic(), 0
+    with tqdm(
+        total=total,
+        desc=description,
+        disable=not shown,
+        file=sys.stderr if is_terminal else _Lines(sys.stderr),
+        bar_format=_BAR if is_terminal else _LINE,
+        mininterval=0.1 if is_terminal else LINE_EVERY,
+        delay=0 if is_terminal else LINE_EVERY,  # a short run needs no line
+        miniters=1,  # else a slow step after many fast ones would be shown late
+        smoothing=0,  # long batches come first: the mean of all, not of the last
+        dynamic_ncols=is_terminal,
     ) as bar:
-        task, started, counted = bar.add_task(description, total=total, rate=""), time.monotonic(), 0
 
         def advance(steps: float, n_counted: int = 0) -> None:
             nonlocal counted
             counted += n_counted
-            rate = f"{counted / (time.monotonic() - started):,.0f} {count}/s" if count else ""
-            bar.update(task, advance=steps, rate=rate)
+            if count:
+                rate = counted / max(time.monotonic() - started, 1e-9)
+                bar.set_postfix_str(f"{rate:,.0f} {count}/s", refresh=False)
+            bar.update(steps)
 
         yield advance
 
 
-def _line_writer(description: str, total: float, count: str) -> Callable[[float, int], None]:
-    started = last = time.monotonic()
-    done, counted = 0.0, 0
+class _Lines:
+    """Writes a bar's states as lines: tqdm itself returns to the line's start, which a log file doesn't show."""
 
-    def advance(steps: float, n_counted: int = 0) -> None:
-        nonlocal last, done, counted
-        done, counted, now = done + steps, counted + n_counted, time.monotonic()
-        if now - last < LINE_EVERY or not done:
-            return
-        last = now
-        left = int((now - started) * (total - done) / done)
-        rate = f", {counted / (now - started):,.0f} {count}/s" if count else ""
-        print(
-            f"{description}: {done:.0f}/{total:.0f}{rate}, {left // 60}:{left % 60:02d} left",
-            file=sys.stderr,
-            flush=True,
-        )
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._last = stream, ""
 
-    return advance
+    def write(self, text: str) -> None:
+        line = text.strip()
+        if line and line != self._last:
+            self._last = line
+            self._stream.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self._stream.flush()

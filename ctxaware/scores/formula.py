@@ -5,14 +5,20 @@ of a response. `ctxaware.scores.run` runs this over a file of conversations; a t
 with the model that is being trained.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ctxaware.chat import NOBODY, defuse, n_instructions, render, special_token_pattern, tokenize
 from ctxaware.errors import InputError
+from ctxaware.runs.progress import Advance
+
+if TYPE_CHECKING:
+    import re
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_LAYER = 15
 DEFAULT_MAX_LENGTH = 2048  # tokens
@@ -85,7 +91,12 @@ class Encoded:
         return np.flatnonzero((self.response_turn != NOBODY) & after_user)
 
 
-def encode(tokenizer, conversation: dict, max_length: int | None = DEFAULT_MAX_LENGTH, pattern=None) -> Encoded:
+def encode(
+    tokenizer: "PreTrainedTokenizerBase",
+    conversation: dict,
+    max_length: int | None = DEFAULT_MAX_LENGTH,
+    pattern: "re.Pattern[str] | None" = None,
+) -> Encoded:
     """Render, tokenise and cut a conversation, and find its user and response tokens.
 
     Consecutive assistant messages are one response; one before every instruction is no response. The text of a
@@ -118,14 +129,14 @@ def encode(tokenizer, conversation: dict, max_length: int | None = DEFAULT_MAX_L
 
 
 def score_conversations(
-    model,
-    tokenizer,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     conversations: Iterable[dict],
     *,
     layers: Sequence[int] = (DEFAULT_LAYER,),
     max_length: int | None = DEFAULT_MAX_LENGTH,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
-    on_batch: Callable[[int, int], None] | None = None,
+    on_batch: Advance | None = None,
 ) -> Scored:
     """Score every turn of every conversation at `layers`.
 
@@ -148,7 +159,9 @@ def score_conversations(
 
     check_layers(model, layers)
     pattern = special_token_pattern(tokenizer)
-    done, by_position, to_run = Scored([], {}), [], []
+    done = Scored([], {})
+    by_position: list[list[TurnScore]] = []
+    to_run: list[tuple[int, Encoded]] = []
     for conversation in conversations:
         try:
             encoded = encode(tokenizer, conversation, max_length, pattern)
@@ -160,7 +173,7 @@ def score_conversations(
             )
             encoded = None
         else:
-            by_position.append(None)
+            by_position.append([])
         if encoded is not None and len(encoded.rows):
             to_run.append((len(by_position) - 1, encoded))
             continue
@@ -197,7 +210,7 @@ def _batches(to_run: list[tuple[int, Encoded]], batch_tokens: int) -> Iterator[l
         yield batch
 
 
-def _score_batch(model, batch: list[Encoded], layers: Sequence[int]) -> list[list[TurnScore]]:
+def _score_batch(model: "PreTrainedModel", batch: list[Encoded], layers: Sequence[int]) -> list[list[TurnScore]]:
     import torch
 
     from ctxaware.attention.mass import attention_mass
@@ -228,16 +241,16 @@ def _score_batch(model, batch: list[Encoded], layers: Sequence[int]) -> list[lis
 def _turn_scores(encoded: Encoded, layers: Sequence[int], best: dict[int, np.ndarray] | None) -> list[TurnScore]:
     """The mean over each response of `best` (by layer, one value per row); 0 where no user token stands before it."""
     counts = encoded.response_tokens
-    found = []
+    means = []
     for layer_idx in layers:
         sums = np.zeros(len(counts))
         if best is not None:
             np.add.at(sums, encoded.response_turn[encoded.rows], best[layer_idx])
-        found.append([float(s / n) if n else None for s, n in zip(sums, counts, strict=True)])
+        means.append([float(s / n) if n else None for s, n in zip(sums, counts, strict=True)])
     return [
         TurnScore(
             encoded.conversation_id, turn, layer_idx, scores[turn], int(counts[turn]), int(encoded.user_tokens[turn])
         )
         for turn in range(len(counts))
-        for layer_idx, scores in zip(layers, found, strict=True)
+        for layer_idx, scores in zip(layers, means, strict=True)
     ]

@@ -81,7 +81,9 @@ def _manifest(run: ScoreRun, device: "torch.device") -> shards.Manifest:
     config = load_config(run.model, run.revision)
     template = load_tokenizer(run.model, run.revision).chat_template
     if not template:
-        raise InputError(f"the tokenizer of {run.model!r} has no chat template; roles can't be told: use a chat model")
+        raise InputError(
+            f"the tokenizer of {run.model!r} has no chat template, which says whose each token is; use a chat model"
+        )
     text_config = config.get_text_config(decoder=True)
     window = getattr(text_config, "max_position_embeddings", None)
     if window and run.max_length > window:

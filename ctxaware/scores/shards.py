@@ -82,7 +82,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
     try:
         stored = json.loads((pq.read_metadata(path).metadata or {})[METADATA_KEY])
         manifest, rejected = stored["manifest"], stored["rejected"]
-        if not isinstance(rejected, dict) or not isinstance(manifest["layers"], list):
+        if not all(
+            isinstance(value, kind)
+            for value, kind in ((rejected, dict), (manifest["layers"], list), (manifest["data"], str))
+        ):
             raise TypeError("its metadata are of another type")
     except KeyError as error:
         raise InputError(f"{path} is no score file of ctxaware score: its metadata lack {error}") from error
@@ -130,8 +133,10 @@ def _is_whole(shard: Path, manifest: Manifest) -> bool:
     if not shard.exists():
         return False
     try:
-        pq.read_table(shard, page_checksum_verification=True)
-        return read_metadata(shard)["manifest"] == as_json(dataclasses.asdict(manifest))
+        columns = pq.read_table(shard, page_checksum_verification=True).column_names
+        return columns == _schema(manifest).names and read_metadata(shard)["manifest"] == as_json(
+            dataclasses.asdict(manifest)
+        )
     except (InputError, pa.ArrowException, OSError):
         return False
 

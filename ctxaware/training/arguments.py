@@ -10,16 +10,17 @@ from typing import Any
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from ctxaware.errors import InputError
+from ctxaware.runs.secrets import redacted
 from ctxaware.scores.formula import DEFAULT_LAYER
-from ctxaware.scores.select import DEFAULT_THRESHOLD
+from ctxaware.scores.select import DEFAULT_THRESHOLD, check_threshold
 
 
 @dataclass
 class RunArguments:
     """What every recipe takes besides TRL's own arguments."""
 
-    data: str | None = field(
-        default=None,
+    data: str = field(
+        default="",
         metadata={"help": "Conversations: what ctxaware prepare wrote, a release's file, owner/name, or hub."},
     )
     dataset: str = field(default="messages", metadata={"help": "sharegpt, ultrachat, wizardlm, or messages."})
@@ -55,7 +56,8 @@ class IndicatorArguments:
         default=None, metadata={"help": "Folder for the base with [IND]; default: output_dir with -base after it."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
         if self.scores and self.seed_model:
             raise InputError("pass either --scores or --seed_model, not both")
         if not (self.scores or self.seed_model or self.rescore_each_epoch):
@@ -73,6 +75,17 @@ class TrainingConfig(SFTConfig):
     save_steps: float = field(default=0.1, metadata={"help": "Steps between checkpoints; below 1 a share of all."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "True shows other losses for NaN ones."})
+    hub_strategy: str = field(default="end", metadata={"help": "Must stay end: the finished model alone is pushed."})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments for a file or a tracker: without secrets."""
+        special_tokens = {name: getattr(self, name) for name in ("eos_token", "pad_token")}  # TRL hides them as well
+        return redacted(super().to_dict() | special_tokens)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What `training_args.bin` holds: no secrets either."""
+        return redacted(vars(self), instead=None)
 
 
 @dataclass
@@ -82,7 +95,17 @@ class Arguments:
     run: RunArguments
     training: TrainingConfig
     model: ModelConfig
-    indicator: IndicatorArguments | None = None
+    indicator: IndicatorArguments | None = None  # of the recipe that takes them
+
+    def of_indicator(self) -> IndicatorArguments:
+        """The arguments of the indicator recipe.
+
+        Raises:
+            ValueError: they are the vanilla recipe's.
+        """
+        if self.indicator is None:
+            raise ValueError("these are arguments of the vanilla recipe, which marks nothing")
+        return self.indicator
 
 
 def parse_arguments(*own: type, argv: Sequence[str] | None = None) -> Arguments:
@@ -111,11 +134,12 @@ def parse_arguments(*own: type, argv: Sequence[str] | None = None) -> Arguments:
     except ValueError as error:
         raise InputError(f"the arguments don't fit together: {error}") from error
     if left:
-        raise InputError(f"unknown argument {' '.join(left)}; --help lists them all")
+        names = [word.partition("=")[0] for word in left if word.startswith("-")]  # a value may be a secret
+        raise InputError(f"unknown argument {' '.join(names or left)}; --help lists them all")
     run, training, model, *indicator = parsed
-    if run.data is None or model.model_name_or_path is None:
+    if not run.data or model.model_name_or_path is None:
         raise InputError(
-            f"pass --{'data' if run.data is None else 'model_name_or_path'}, or a --config that says it "
+            f"pass --{'data' if not run.data else 'model_name_or_path'}, or a --config that says it "
             "(recipes/configs has one a model and one a data set)"
         )
     arguments = Arguments(run, training, model, *indicator)
@@ -133,6 +157,7 @@ _REFUSED = {
     "resume_from_checkpoint": "the same command takes up its run from the newest complete checkpoint by itself",
     "save_only_model": "such a checkpoint could not be taken up; leave it out",
     "trust_remote_code": "only models that transformers knows are trained",
+    "hub_strategy": "the finished model alone is pushed",
     "eval_strategy": "the recipes hold no data out; evaluate what they save with lm_eval",
 }
 
@@ -186,7 +211,8 @@ def read_configs(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
             paths.append(word.removeprefix("--config="))
         else:
             rest.append(word)
-    merged, source = {}, {}
+    merged: dict[str, Any] = {}
+    source: dict[str, str] = {}
     for path in paths:
         for key, value in _read_yaml(path):
             if key in merged:

@@ -5,23 +5,24 @@ Full training, LoRA and QLoRA all start from it. An adapter trained on it holds 
 """
 
 import hashlib
-import json
 from pathlib import Path
 
 from accelerate import PartialState
+from transformers import PreTrainedTokenizerBase
 
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import INDICATOR, add_indicator
 from ctxaware.models import load_config, load_tokenizer, model_fingerprint
-from ctxaware.runs.files import remove_unfinished, whole_folder, write_text
+from ctxaware.runs.claim import CONFIGURATION, describe_difference, locked, read_manifest, write_manifest
+from ctxaware.runs.files import remove_unfinished, whole_folder
 from ctxaware.runs.processes import on_main, whole_models
 from ctxaware.training.arguments import Arguments
 from ctxaware.training.templates import chat_template
 
-STAMP = "prepared.json"
+PREPARED = "prepared.json"  # the manifest of a prepared base
 
 
-def training_tokenizer(name: str, revision: str | None = None, template: str = "tinyllama"):
+def training_tokenizer(name: str, revision: str | None = None, template: str = "tinyllama") -> PreTrainedTokenizerBase:
     """The tokenizer of a base model with the template of training, and a token for padding (EOS where it has none).
 
     Args:
@@ -65,44 +66,46 @@ def prepare_base(
     untied = untied and config.get_text_config().tie_word_embeddings
     if INDICATOR in tokenizer.get_vocab() and Path(name).is_dir() and not untied:
         return Path(name).resolve()
-    stamp = {
+    configuration = {
         "base": name,
         "revision": model_fingerprint(name, revision),
         "chat_template_sha256": hashlib.sha256(tokenizer.chat_template.encode()).hexdigest(),
         "untied": untied,
     }
     if not out.exists():
-        remove_unfinished(out)
-        dtype = config.dtype or torch.float32  # as it is stored: nothing but the new row may change
-        model = load_model(name, revision, dtype, "cpu")
-        add_indicator(tokenizer, model)
-        if untied:
-            model.config.get_text_config().tie_word_embeddings = False
-            head = model.get_output_embeddings()
-            head.weight = torch.nn.Parameter(head.weight.detach().clone())
-        with whole_folder(out) as unfinished:
-            model.save_pretrained(unfinished)
-            tokenizer.save_pretrained(unfinished)
-            write_text(unfinished / STAMP, json.dumps(stamp, indent=2) + "\n")
-    file = out / STAMP
-    found = json.loads(file.read_text()) if file.is_file() else None
-    if found != stamp:
-        of = f"a base prepared from {found['base']}, other weights, template or tying" if found else "something else"
-        raise InputError(f"{out} holds {of}; remove it or pass another --prepared_base")
+        with locked(out.with_name(f".{out.name}.lock"), out, wait=True):  # two runs may share a base
+            if not out.exists():
+                remove_unfinished(out)
+                dtype = config.dtype or torch.float32  # as it is stored: nothing but the new row may change
+                model = load_model(name, revision, dtype, "cpu")
+                add_indicator(tokenizer, model)
+                if untied:
+                    model.config.get_text_config().tie_word_embeddings = False
+                    head = model.get_output_embeddings()
+                    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+                with whole_folder(out) as unfinished:
+                    model.save_pretrained(unfinished)
+                    tokenizer.save_pretrained(unfinished)
+                    write_manifest(unfinished / PREPARED, {CONFIGURATION: configuration})
+    stored = read_manifest(out / PREPARED, out)
+    if stored is None:
+        raise InputError(f"{out} holds something else than a prepared base; remove it or pass another --prepared_base")
+    if difference := describe_difference(stored[CONFIGURATION], configuration):
+        raise InputError(f"{out} holds a base prepared with {difference}; remove it or pass another --prepared_base")
     return out.resolve()
 
 
-def vanilla_base(arguments: Arguments) -> tuple[str, object]:
+def vanilla_base(arguments: Arguments) -> tuple[str, PreTrainedTokenizerBase]:
     """The base's name and its tokenizer with the template of training."""
     model = arguments.model
     tokenizer = training_tokenizer(model.model_name_or_path, model.model_revision, arguments.run.chat_template)
     return model.model_name_or_path, tokenizer
 
 
-def indicator_base(arguments: Arguments) -> tuple[str, object]:
+def indicator_base(arguments: Arguments) -> tuple[str, PreTrainedTokenizerBase]:
     """The prepared base's folder and its tokenizer; the base is prepared where it is not yet."""
     model, out = arguments.model, arguments.training.output_dir
-    folder = Path(arguments.indicator.prepared_base or f"{out.rstrip('/')}-base")
+    folder = Path(arguments.of_indicator().prepared_base or f"{out.rstrip('/')}-base")
     template, name = arguments.run.chat_template, model.model_name_or_path
     with whole_models(arguments.training.deepspeed_plugin):
         prepared = on_main(

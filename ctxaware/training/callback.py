@@ -8,12 +8,14 @@ worker process sees a new selection at once, and with nothing selected the batch
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTTrainer
 
 from ctxaware.chat import n_instructions
 from ctxaware.errors import InputError
@@ -21,7 +23,7 @@ from ctxaware.runs.files import output_file
 from ctxaware.runs.processes import is_sharded, on_main
 from ctxaware.runs.progress import progress_bar
 from ctxaware.scores.formula import DEFAULT_BATCH_TOKENS, score_conversations
-from ctxaware.scores.select import above_threshold
+from ctxaware.scores.select import above_threshold, describe_extreme
 from ctxaware.training.arguments import Arguments
 from ctxaware.training.encoding import Encoder, TurnTable
 from ctxaware.training.turn_scores import find_scores
@@ -37,7 +39,7 @@ class MarkingCollator:
     Examples have `input_ids` and `labels` without marks, and `row`, the conversation's place in the table.
     """
 
-    def __init__(self, inner: Callable, table: TurnTable, encode: Encoder):
+    def __init__(self, inner: Callable[[list[dict]], dict], table: TurnTable, encode: Encoder) -> None:
         self.inner, self.table, self.encode = inner, table, encode
 
     def __call__(self, examples: list[dict]) -> dict:
@@ -71,14 +73,15 @@ class DataSelectionCallback(TrainerCallback):
 
     def __init__(
         self,
-        conversations,
+        conversations: Dataset,
         encode: Encoder,
         threshold: float,
         scores: np.ndarray | None,
         rescore_layer: int | None = None,
-    ):
+    ) -> None:
         self.table, self.encode, self.threshold = TurnTable(conversations), encode, threshold
-        self.scores, self.rescore_layer, self.trainer = scores, rescore_layer, None
+        self.scores, self.rescore_layer = scores, rescore_layer
+        self.trainer: Any = None  # of `attach`
         if scores is None and rescore_layer is None:
             raise InputError("data selection needs scores; pass --scores, --seed_model or --rescore_each_epoch true")
         if scores is not None and len(scores) != len(self.table):
@@ -86,7 +89,7 @@ class DataSelectionCallback(TrainerCallback):
         if scores is not None:
             self._fill(scores)
 
-    def attach(self, trainer) -> None:
+    def attach(self, trainer: SFTTrainer) -> None:
         """Put callback and collator into a trainer.
 
         Under packing a batch has no conversations left to mark: its training set has to be marked beforehand with
@@ -110,11 +113,15 @@ class DataSelectionCallback(TrainerCallback):
             )
         trainer.data_collator = MarkingCollator(trainer.data_collator, self.table, self.encode)
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        if self.rescore_layer is None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.rescore_layer is None and self.scores is not None:
             self._select(STATIC, self.scores)
 
-    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.rescore_layer is None:
             return
         epoch = int(state.epoch or 0)  # of a run taken up in mid-epoch, the one it is in
@@ -124,7 +131,7 @@ class DataSelectionCallback(TrainerCallback):
         elif epoch == 0 and self.scores is not None:
             scores = self.scores
         else:
-            scores = self._score(epoch)
+            scores = self._score(epoch, self.rescore_layer)
         self._select(name, scores)
 
     def _fill(self, scores: np.ndarray) -> np.ndarray:
@@ -141,11 +148,13 @@ class DataSelectionCallback(TrainerCallback):
         if self.trainer.is_world_process_zero() and not self._path(name).is_file():
             self._write(self._path(name), scores, selected)
         known = scores[~np.isnan(scores)]
-        told = {"selection/ratio": float(selected.mean()), "selection/without_score": len(scores) - len(known)}
-        told |= {f"selection/score_q{q:g}": float(np.quantile(known, q)) for q in QUANTILES if len(known)}
-        self.trainer.log(told)
+        logs = {"selection/ratio": float(selected.mean()), "selection/without_score": len(scores) - len(known)}
+        logs |= {f"selection/score_q{q:g}": float(np.quantile(known, q)) for q in QUANTILES if len(known)}
+        self.trainer.log(logs)
+        if self.trainer.is_world_process_zero() and (extreme := describe_extreme(scores, selected)):
+            print(f"warning: {name}: {extreme}", flush=True)
 
-    def _score(self, epoch: int) -> np.ndarray:
+    def _score(self, epoch: int, layer_idx: int) -> np.ndarray:
         """float64 `[n_turns]`: scores by the model in training; each process does its share."""
         from accelerate.utils import gather_object
 
@@ -157,7 +166,7 @@ class DataSelectionCallback(TrainerCallback):
                 accelerator.unwrap_model(self.trainer.model),
                 self.encode.tokenizer,
                 (conversations[row] for row in rows),
-                layers=[self.rescore_layer],
+                layers=[layer_idx],
                 max_length=self.encode.max_length,
                 batch_tokens=DEFAULT_BATCH_TOKENS,
                 on_batch=advance,
@@ -178,7 +187,8 @@ class DataSelectionCallback(TrainerCallback):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        names, turns = [], []
+        names: list[str] = []
+        turns: list[int] = []
         for row in self.table.conversations:
             n = n_instructions(row["messages"])
             names += [row["id"]] * n
@@ -196,8 +206,15 @@ def read_selection(path: Path) -> np.ndarray:
 
 
 def data_selection(arguments: Arguments, conversations: Dataset, encode: Encoder) -> DataSelectionCallback:
-    """The callback that decides which instructions carry `[IND]`, with its scores."""
-    wanted = arguments.indicator
+    """The callback that decides which instructions carry `[IND]`, with its scores.
+
+    Raises:
+        InputError: no instruction would carry it, or all would.
+    """
+    indicator = arguments.of_indicator()
     scores, layer = find_scores(arguments)
-    rescore = layer if wanted.rescore_each_epoch else None
-    return DataSelectionCallback(conversations, encode, wanted.threshold, scores, rescore)
+    rescore = layer if indicator.rescore_each_epoch else None
+    callback = DataSelectionCallback(conversations, encode, indicator.threshold, scores, rescore)
+    if scores is not None and (extreme := describe_extreme(scores, callback.table.selected.numpy())):
+        raise InputError(f"with threshold {indicator.threshold:g} {extreme}; pass another --threshold")
+    return callback

@@ -37,7 +37,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def newest_complete(output_dir: Path) -> tuple[Path | None, list[Path]]:
     """The newest checkpoint that has all its files in full length, and the newer ones that lack something."""
-    passed_over = []
+    passed_over: list[Path] = []
     checkpoints = [p for p in output_dir.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
     for folder in sorted(checkpoints, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
         if _is_complete(folder):
@@ -87,7 +87,7 @@ def refuse_foreign_folder(output_dir: Path) -> None:
         raise InputError(f"{output_dir} is a file; pass another --output_dir")
     if (output_dir / RUN).exists() or not output_dir.is_dir():
         return
-    if any(not path.name.startswith(LOCK) for path in output_dir.iterdir()):
+    if any(path.name != LOCK and not path.name.startswith(f"{LOCK}-") for path in output_dir.iterdir()):
         raise InputError(f"{output_dir} is not empty and holds no run; pass another --output_dir or empty it")
 
 

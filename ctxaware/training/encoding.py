@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from ctxaware.chat import defuse, n_instructions, special_token_pattern
 from ctxaware.errors import InputError
@@ -24,7 +25,9 @@ class Encoder:
         assistant_only_loss: labels of responses alone (the template has `{% generation %}`); else of all tokens.
     """
 
-    def __init__(self, tokenizer, max_length: int | None, assistant_only_loss: bool = False):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, max_length: int | None, assistant_only_loss: bool = False
+    ) -> None:
         if assistant_only_loss and not re.search(r"\{%-?\s*generation\b", tokenizer.chat_template):
             raise InputError(
                 "assistant_only_loss needs a chat template with {% generation %}; pass --chat_template tinyllama"
@@ -71,7 +74,7 @@ class TurnTable:
         conversations: a `datasets.Dataset` with `id` and `messages`.
     """
 
-    def __init__(self, conversations):
+    def __init__(self, conversations: Dataset) -> None:
         self.conversations = conversations
         counts = [n_instructions(messages) for messages in conversations["messages"]]
         self.first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # of each conversation; then the total
@@ -85,7 +88,7 @@ class TurnTable:
         return self.selected[self.first[row] : self.first[row + 1]].tolist()
 
 
-def make_encoder(arguments: Arguments, tokenizer) -> Encoder:
+def make_encoder(arguments: Arguments, tokenizer: PreTrainedTokenizerBase) -> Encoder:
     """What turns messages into token ids and labels in this run."""
     return Encoder(tokenizer, arguments.training.max_length, arguments.training.assistant_only_loss)
 

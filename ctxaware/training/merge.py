@@ -2,12 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ctxaware.models import load_model
 from ctxaware.runs.files import whole_folder
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
 
-def merge_adapter(trained, tokenizer, base: str, out: Path, dtype: str, samples: Sequence[Sequence[int]]) -> float:
+
+def merge_adapter(
+    trained: "PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    base: str,
+    out: Path,
+    dtype: str,
+    samples: Sequence[Sequence[int]],
+) -> float:
     """Merge a trained adapter into its base in full precision, and save it.
 
     Of a 4-bit model the adapter was trained beside rounded weights and is merged into the unrounded ones, so that

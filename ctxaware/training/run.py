@@ -1,42 +1,55 @@
 """A training run from claim to saved model; it takes itself up where it was interrupted."""
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
 from trl import SFTTrainer
 
 from ctxaware.data.conversations import find_file, fingerprint
-from ctxaware.data.prepare import STATISTICS, PrepareRun, prepare_dataset
+from ctxaware.data.prepare import PrepareRun, prepare_dataset, read_statistics
 from ctxaware.data.releases import DATASETS
 from ctxaware.errors import InputError, print_error
 from ctxaware.models import model_fingerprint
+from ctxaware.runs.claim import locked_by_all
 from ctxaware.runs.processes import on_main
-from ctxaware.training.arguments import Arguments
-from ctxaware.training.checkpoints import DATA, claim_output, mark_finished, newest_complete
+from ctxaware.runs.secrets import redacted
+from ctxaware.training.arguments import Arguments, TrainingConfig
+from ctxaware.training.checkpoints import DATA, claim_output, mark_finished, newest_complete, refuse_foreign_folder
+from ctxaware.training.health import FailedTrainingError, check_trained
 from ctxaware.training.merge import merge_adapter
+from ctxaware.training.publish import publish
 
 # arguments that change nothing in the weights: a run may be taken up with others
-_FREE = ("disable_tqdm", "hub_", "log", "push_to_hub", "report_to", "run_name", "save_", "local_rank")
-_FREE += tuple(f"dataloader_{name}" for name in ("num_workers", "persistent_workers", "pin_memory", "prefetch_factor"))
+_FREE = (
+    *("disable_tqdm", "hub_", "log", "push_to_hub", "report_to", "run_name", "save_", "local_rank"),
+    *("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
+)
 
 
 def recipe(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorator of a recipe's `main`: a user's mistake is one line and exit code 2; processes end together."""
+    """Decorator of a recipe's `main`: processes end together, and errors are one line.
+
+    Exit code 2 stands for a user's mistake, 1 for training that failed.
+    """
 
     @functools.wraps(main)
     def run() -> None:
         try:
             main()
         except InputError as error:
-            if not PartialState().is_main_process:
-                error = f"process {PartialState().process_index}: {error}"  # perhaps its own alone
-            print_error(error)
+            state = PartialState()  # the error may be this process's own
+            print_error(error if state.is_main_process else InputError(f"process {state.process_index}: {error}"))
             sys.exit(2)
+        except FailedTrainingError as error:
+            print_error(error)
+            sys.exit(1)
         finally:
             PartialState().destroy_process_group()
 
@@ -49,45 +62,48 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def start(arguments: Arguments) -> bool:
-    """Claim the output folder for this run.
+@contextlib.contextmanager
+def claimed_run(arguments: Arguments) -> Iterator[bool]:
+    """Hold the output folder for this run, in all its processes, until the block ends.
 
-    Returns:
-        False where the run is finished already.
+    Yields:
+        Whether there is something left to do; False where the run is finished already.
 
     Raises:
-        InputError: the folder holds a run of another configuration.
+        InputError: the folder holds a run of another configuration or something else, or another run is at work.
     """
     training, state = arguments.training, PartialState()
     out = Path(training.output_dir)
-    if on_main(state, lambda: claim_output(out, configuration(arguments))):
-        say(f"{out} is trained already")
-        if training.push_to_hub:
-            say(f"to push it: hf upload {training.hub_model_id or 'OWNER/NAME'} {out} --exclude '_*' 'checkpoint-*'")
-        return False
-    say(
-        f"{state.num_processes} process{'es' if state.num_processes > 1 else ''} x "
-        f"{training.per_device_train_batch_size} conversations x {training.gradient_accumulation_steps} steps of "
-        "accumulation = effective batch of "
-        f"{arguments.run.effective_batch_size}"
-    )
-    return True
+    on_main(state, lambda: refuse_foreign_folder(out))
+    with locked_by_all(out, out, state):
+        finished = on_main(state, lambda: claim_output(out, configuration(arguments)))
+        if finished:
+            say(f"{out} is trained already")
+            if training.push_to_hub:
+                on_main(state, lambda: _publish(training))
+        else:
+            say(
+                f"{state.num_processes} process{'es' if state.num_processes > 1 else ''} x "
+                f"{training.per_device_train_batch_size} conversations x {training.gradient_accumulation_steps} "
+                f"steps of accumulation = effective batch of {arguments.run.effective_batch_size}"
+            )
+        yield not finished
 
 
-def configuration(arguments: Arguments) -> dict:
+def configuration(arguments: Arguments) -> dict[str, Any]:
     """All that could change the weights: arguments, and what the names in them stand for."""
     model, run = arguments.model, arguments.run
-    found = asdict(run) | asdict(model) | (asdict(arguments.indicator) if arguments.indicator else {})
-    found |= {k: v for k, v in arguments.training.to_dict().items() if not k.startswith(_FREE)}
-    del found["watch_every"]
-    found["num_processes"] = PartialState().num_processes
-    found["base_weights"] = model_fingerprint(model.model_name_or_path, model.model_revision)
+    settings = asdict(run) | asdict(model) | (asdict(arguments.indicator) if arguments.indicator else {})
+    settings |= {k: v for k, v in arguments.training.to_dict().items() if not k.startswith(_FREE)}
+    del settings["watch_every"]
+    settings["num_processes"] = PartialState().num_processes
+    settings["base_weights"] = model_fingerprint(model.model_name_or_path, model.model_revision)
     files = {"data": run.data, "scores": arguments.indicator.scores if arguments.indicator else None}
     for name, path in files.items():
         if path and Path(path).exists():
             release = DATASETS.get(run.dataset) if name == "data" else None
-            found[f"{name}_sha256"] = fingerprint(find_file(path, release.file if release else None))
-    return found
+            settings[f"{name}_sha256"] = fingerprint(find_file(path, release.file if release else None))
+    return redacted(settings)
 
 
 def load_conversations(arguments: Arguments) -> Dataset:
@@ -98,20 +114,25 @@ def load_conversations(arguments: Arguments) -> Dataset:
     """
     run, folder = arguments.run, Path(arguments.training.output_dir) / DATA
 
-    def prepare() -> dict | None:
-        if (folder / STATISTICS).is_file():  # of this run, interrupted before
+    def prepare() -> dict[str, Any] | None:
+        if read_statistics(folder):  # of this run, interrupted before
             return None
         return prepare_dataset(PrepareRun(run.data, run.dataset, folder, revision=run.data_revision))
 
-    if (told := on_main(PartialState(), prepare)) is not None:
-        changes = {name: n for name, n in told["removed_or_repaired"].items() if n}
-        say(f"data: {told['conversations']:,} conversations, {told['instructions']:,} instructions")
+    if (statistics := on_main(PartialState(), prepare)) is not None:
+        changes = {name: n for name, n in statistics["removed_or_repaired"].items() if n}
+        say(f"data: {statistics['conversations']:,} conversations, {statistics['instructions']:,} instructions")
         say("".join(f"  {n:>8,} {name.replace('_', ' ')}\n" for name, n in changes.items()).rstrip() or "  all clean")
     return Dataset.from_parquet(str(find_file(folder)))
 
 
 def train_and_save(trainer: SFTTrainer, arguments: Arguments) -> None:
-    """Train, from the newest complete checkpoint if there is one, and save model and tokenizer."""
+    """Train, from the newest complete checkpoint if there is one, and save model and tokenizer.
+
+    Raises:
+        FailedTrainingError: training went wrong; the run is not finished.
+        InputError: the finished model could not be pushed.
+    """
     out = Path(arguments.training.output_dir)
     checkpoint, passed_over = on_main(PartialState(), lambda: newest_complete(out))
     for folder in passed_over:
@@ -119,14 +140,19 @@ def train_and_save(trainer: SFTTrainer, arguments: Arguments) -> None:
     if checkpoint:
         say(f"taking up the run at {checkpoint}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    check_trained(trainer)
     trainer.save_model(_internal_call=True)  # pushed below, with its card
     trainer.create_model_card(model_name=out.name)  # last: PEFT has written one of its own
     if arguments.run.merge:
         on_main(PartialState(), lambda: _merge(trainer, arguments, out / "merged"))
-    if arguments.training.push_to_hub:
-        trainer.push_to_hub()
     on_main(PartialState(), lambda: mark_finished(out))
     say(f"saved to {out}")
+    if arguments.training.push_to_hub:
+        on_main(PartialState(), lambda: _publish(arguments.training))
+
+
+def _publish(training: TrainingConfig) -> None:
+    say(f"pushed to {publish(Path(training.output_dir), training)}")
 
 
 def _merge(trainer: SFTTrainer, arguments: Arguments, out: Path) -> None:

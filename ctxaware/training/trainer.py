@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer, get_peft_config, get_quantization_config
 
 from ctxaware.errors import InputError
@@ -13,9 +14,10 @@ from ctxaware.runs.processes import is_sharded, whole_models
 from ctxaware.training.arguments import Arguments
 from ctxaware.training.card import ProvenanceTrainer
 from ctxaware.training.checkpoints import CompleteCheckpoints
+from ctxaware.training.health import FiniteTraining
 
 
-def build_trainer(arguments: Arguments, base: str, tokenizer, dataset: Dataset) -> SFTTrainer:
+def build_trainer(arguments: Arguments, base: str, tokenizer: PreTrainedTokenizerBase, dataset: Dataset) -> SFTTrainer:
     """The trainer, with LoRA or QLoRA where the arguments ask for it; the row of `[IND]` is trained in all of them."""
     training, model = arguments.training, arguments.model
     training.model_init_kwargs = {
@@ -45,7 +47,7 @@ def build_trainer(arguments: Arguments, base: str, tokenizer, dataset: Dataset) 
             processing_class=tokenizer,
             peft_config=peft_config,
             quantization_config=get_quantization_config(model),
-            callbacks=[CompleteCheckpoints()],
+            callbacks=[FiniteTraining(), CompleteCheckpoints()],  # bad weights are no complete checkpoint
         )
     except ValueError as error:
         raise InputError(f"the trainer refuses these arguments: {' '.join(str(error).split())}") from error

@@ -1,6 +1,8 @@
 """The scores of a training run: from a file of `ctxaware score`, or by a seed model on the spot."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,6 +12,8 @@ from ctxaware.runs.processes import whole_models
 from ctxaware.scores.formula import DEFAULT_BATCH_TOKENS, DEFAULT_LAYER, DEFAULT_MAX_LENGTH
 from ctxaware.training.arguments import Arguments
 from ctxaware.training.checkpoints import DATA, SCORES
+
+Result = TypeVar("Result")
 
 
 def find_scores(arguments: Arguments) -> tuple[np.ndarray | None, int]:
@@ -27,22 +31,24 @@ def find_scores(arguments: Arguments) -> tuple[np.ndarray | None, int]:
     """
     from ctxaware.scores.table import aligned, read_one_layer
 
-    wanted, out = arguments.indicator, Path(arguments.training.output_dir)
-    if wanted.seed_model:
-        path, layer = out / SCORES, DEFAULT_LAYER if wanted.score_layer is None else wanted.score_layer
-        _score(arguments, path, layer)
-    elif wanted.scores:
-        path, layer = Path(wanted.scores), wanted.score_layer
+    indicator, out = arguments.of_indicator(), Path(arguments.training.output_dir)
+    default = DEFAULT_LAYER if indicator.score_layer is None else indicator.score_layer
+    if indicator.seed_model:
+        path = out / SCORES
+        _score(arguments, indicator.seed_model, path, default)
+        layer, scores = _with_recipe_flags(lambda: read_one_layer(path, default))
+    elif indicator.scores:
+        path = Path(indicator.scores)
+        layer, scores = _with_recipe_flags(lambda: read_one_layer(path, indicator.score_layer))
     else:
-        return None, DEFAULT_LAYER if wanted.score_layer is None else wanted.score_layer
-    layer, scores = _named_as_here(lambda: read_one_layer(path, layer))
+        return None, default
     return np.concatenate([scores.values[turns] for _, turns in aligned(out / DATA, scores)]), layer
 
 
-def _score(arguments: Arguments, path: Path, layer: int) -> None:
+def _score(arguments: Arguments, seed_model: str, path: Path, layer: int) -> None:
     from ctxaware.scores.run import ScoreRun, score_file
 
-    training, seed_model = arguments.training, arguments.indicator.seed_model
+    training = arguments.training
     window = getattr(load_config(seed_model).get_text_config(decoder=True), "max_position_embeddings", None)
     length = min((n for n in (training.max_length, window) if n), default=DEFAULT_MAX_LENGTH)
     run = ScoreRun(
@@ -55,10 +61,10 @@ def _score(arguments: Arguments, path: Path, layer: int) -> None:
         device="cpu" if training.use_cpu else None,
     )
     with whole_models(training.deepspeed_plugin):
-        _named_as_here(lambda: score_file(run))
+        _with_recipe_flags(lambda: score_file(run))
 
 
-def _named_as_here(work):
+def _with_recipe_flags(work: Callable[[], Result]) -> Result:
     """The result of `work`, whose errors name the recipe's argument in place of the command's."""
     try:
         return work()

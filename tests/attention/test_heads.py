@@ -67,6 +67,8 @@ def test_the_head_that_most_prompts_choose_and_how_many():
     user = np.array([[[0.1, 0.9, 0.2]], [[0.6, 0.5, 0.1]], [[0.4, 0.8, 0.7]]])
     (head,) = choose_retrieval_heads(user, [4])
     assert head == LayerHead(4, 1, pytest.approx(2 / 3), pytest.approx((0.9 + 0.5 + 0.8) / 3))
+    often = np.array([[[0.5, 0.4]], [[0.5, 0.4]], [[0.0, 0.9]]])  # the other has the greater mean
+    assert choose_retrieval_heads(often, [0])[0].head_idx == 0
     tie = np.array([[[0.6, 0.5]], [[0.1, 0.9]]])  # one prompt each: the greater mean decides
     assert choose_retrieval_heads(tie, [0])[0].head_idx == 1
     assert choose_retrieval_heads(tie[..., ::-1], [0])[0].head_idx == 0

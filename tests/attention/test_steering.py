@@ -401,3 +401,14 @@ def test_the_cache_that_a_checkpoint_names_gives_way(llama):
             assert torch.equal(llama.generate(**inputs, max_new_tokens=4, **EOS), expected)
         finally:
             llama.generation_config.cache_implementation = None
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.3, 0.9])
+def test_in_bfloat16_the_columns_keep_log_alpha_to_a_ten_thousandth(alpha):
+    """One column of bfloat16 would be off by up to 1% of a weight."""
+    query, key, value = (torch.zeros(1, 2, 3, 16, dtype=torch.bfloat16) for _ in range(3))
+    outside, steered = torch.tensor([[True, False, True]]), torch.tensor([True, False])
+    query, key, _ = key_bias._with_columns(query, key, value, None, outside, steered, alpha, 0.25)
+    summand = query.double() @ key.double().transpose(2, 3) * 0.25
+    expected = math.log(alpha) * (steered[:, None, None] & outside[0])
+    torch.testing.assert_close(summand[0], expected.double().expand(2, 3, 3), atol=1e-4, rtol=0)

@@ -1,6 +1,7 @@
 """prepare, on each data set as it is really released."""
 
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -123,3 +124,30 @@ def test_the_real_sample(tmp_path):
     assert told["removed_or_repaired"]["leading_assistant_turns"] == 139
     for conversation in read_conversations(tmp_path / "out"):
         assert [m["role"] for m in conversation["messages"]][:2] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    "through", ["the folder", "the file", "a link to the folder", "a link to the file", "a hard link"]
+)
+def test_a_folder_is_not_prepared_onto_itself(tmp_path, through):
+    folder, link = tmp_path / "data", tmp_path / "link"
+    folder.mkdir()
+    source = folder / "conversations.jsonl"
+    content = json.dumps(
+        {"id": "a", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    )
+    source.write_text(content)
+    out, given = folder, {"the folder": folder, "the file": source}.get(through, link)
+    if through == "a link to the folder":
+        link.symlink_to(folder)
+    elif through == "a link to the file":
+        link.with_suffix(".jsonl").symlink_to(source)
+        given = link.with_suffix(".jsonl")
+    elif through == "a hard link":
+        given = tmp_path / "hard.jsonl"
+        os.link(source, given)
+    with pytest.raises(InputError, match=r"writing to .*data would overwrite .*, which is read; choose another output"):
+        prepare_dataset(PrepareRun(str(given), "messages", out))
+    assert source.read_text() == content
+    assert [path.name for path in folder.iterdir()] == ["conversations.jsonl"]
+    assert prepare_dataset(PrepareRun(str(given), "messages", tmp_path / "out"))["conversations"] == 1

@@ -1,10 +1,13 @@
 """Each private part of lm-eval that the project touches is still what it takes it for."""
 
+import inspect
 import sys
 
 import pytest
 from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
+from lm_eval.api.registry import Registry, model_registry
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 from lm_eval.tasks import TaskManager, _index
@@ -72,3 +75,77 @@ def test_the_command_s_module_is_where_the_error_is_looked_for():
     import importlib.util
 
     assert importlib.util.find_spec("lm_eval.__main__") is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("_model_generate", ["self", "context", "max_length", "stop", "generation_kwargs"]),
+        ("_model_call", ["self", "inps", "attn_mask", "labels"]),
+        ("_loglikelihood_tokens", ["self", "requests", "disable_tqdm", "override_bs"]),
+        ("tok_batch_encode", ["self", "strings", "padding_side", "left_truncate_len", "truncation"]),
+        ("apply_chat_template", ["self", "chat_history", "add_generation_prompt"]),
+    ],
+)
+def test_what_our_model_overrides_or_calls_takes_what_it_is_given(method, parameters):
+    assert list(inspect.signature(getattr(HFLM, method)).parameters) == parameters
+
+
+def test_a_batch_of_answers_is_one_call_of_generate_with_its_mask(model_folder, monkeypatch):
+    """`_model_generate` gets the left-padded batch and `attention_mask`, and returns it with the answers behind."""
+    lm, calls = HFLM(pretrained=str(model_folder), device="cpu", batch_size=2), []
+    generate = lm._model_generate
+    monkeypatch.setattr(lm, "_model_generate", lambda **given: calls.append(given) or generate(**given))
+    settings = {"until": [], "max_gen_toks": 3}
+    texts = ("one two three", "one")
+    lm.generate_until([Instance("generate_until", {}, (text, settings), 0) for text in texts], disable_tqdm=True)
+    (given,) = calls
+    assert set(given) >= {"context", "max_length", "stop", "attention_mask"}
+    assert given["attention_mask"].tolist()[1][0] == 0
+    assert given["max_length"] == given["context"].shape[1] + 3
+
+
+def test_positions_of_logits_are_counted_from_the_end(model_folder, monkeypatch):
+    """What `_model_call` returns may leave out positions at the start, as it would with virtual tokens."""
+    lm = HFLM(pretrained=str(model_folder), device="cpu")
+    requests = [(("one two", " three four"), [10, 11, 12], [13, 14])]
+    whole = lm._loglikelihood_tokens(requests, disable_tqdm=True)
+    call = lm._model_call
+    monkeypatch.setattr(lm, "_model_call", lambda inps: call(inps)[:, -2:])
+    assert lm._loglikelihood_tokens(requests, disable_tqdm=True) == whole
+
+
+def test_batch_sizes_are_read_fixed_and_tried_out(model_folder):
+    lm = HFLM(pretrained=str(model_folder), device="cpu", batch_size="auto", max_batch_size=2, max_length=64)
+    assert internals.detect_batch_size(lm) == 2
+    assert internals.detect_batch_size(lm, [(("a", "b"), [10] * 20, [11])]) == 2
+    with internals.fixed_batch_size(lm, 3):
+        assert lm.batch_size == 3
+        assert internals.detect_batch_size(lm) == 3
+    assert lm.batch_size == "auto"
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_whether_the_chat_template_is_applied_is_found(model_folder, monkeypatch, template):
+    lm, seen = HFLM(pretrained=str(model_folder), device="cpu"), []
+    monkeypatch.setattr(
+        lm, "generate_until", lambda requests: seen.append(internals.uses_chat_template()) or [""] * len(requests)
+    )
+    metadata = {"source": "builtin", "num_context_lengths": 1, "num_depths": 1, "max_context_length": 600}
+    simple_evaluate(
+        lm,
+        tasks=["nih_ctx"],
+        task_manager=TaskManager(include_path=str(tasks_folder()), include_defaults=False, metadata=metadata),
+        apply_chat_template=template,
+        bootstrap_iters=0,
+    )
+    assert seen == [template]
+    assert internals.uses_chat_template() is None
+
+
+def test_models_are_registered_by_name_and_loaded_when_asked_for():
+    registry = Registry("model")
+    registry.register("ours", target="ctxaware.harness.model:ContextLM")
+    assert "ours" in registry
+    assert registry.get("ours").__name__ == "ContextLM"
+    assert "ctxaware" in model_registry  # by the discovery hook, or an entry point

@@ -15,6 +15,7 @@ from support.architectures import CONFIGS, random_model
 
 from ctxaware import ContextLM
 from ctxaware.errors import InputError
+from ctxaware.harness.indicator import IndicatorMixin
 from ctxaware.harness.paths import tasks_folder
 from ctxaware.harness.prefix_cache import PrefixCache
 from ctxaware.indicator.token import add_indicator, indicator_id
@@ -347,6 +348,18 @@ def test_every_call_of_the_model_is_inside_around_call_which_knows_its_keys(make
             assert prompt.text in prompts() or prompt.text == ""
 
 
+def test_prompts_share_as_far_as_a_sub_class_says(make):
+    class KeepsApart(ContextLM):
+        def cache_key(self, input_ids, text):
+            return tuple((i, text) for i in input_ids)
+
+    lm = make(KeepsApart)
+    lm.generate_until(to_generate(), disable_tqdm=True)
+    assert lm.n_prompt_tokens["asked"] - lm.n_prompt_tokens["computed"] < len(
+        lm.tok_encode(prompts()[4])
+    )  # it is twice
+
+
 def test_messages_behind_a_prompt(make):
     lm = make(Watching, indicator="always")
     results = evaluate(lm, ["nih_ctx_prefix"], limit=1)
@@ -441,3 +454,22 @@ def test_kept_prompts_of_marked_and_plain_runs_are_apart(folder):
         for indicator in ("never", "always")
     }
     assert len(names) == 2
+
+
+def test_the_indicator_is_a_mix_in_for_any_back_end(folder):
+    class MarkingHF(IndicatorMixin, HFLM):
+        pass
+
+    lm = MarkingHF(pretrained=str(folder), device="cpu", indicator="always")
+    (ids,) = sent(lm, evaluate(lm, ["squad_contain"], limit=1), "squad_contain")
+    assert ids.count(indicator_id(lm.tokenizer)) == 1
+    assert lm.get_model_info()["indicator"] == "always"
+
+
+def test_the_vllm_model_is_the_harness_s_with_the_mix_in():
+    pytest.importorskip("vllm", reason="vLLM is not installed here")
+    from lm_eval.models.vllm_causallms import VLLM
+
+    from ctxaware.harness.vllm import ContextVLLM
+
+    assert ContextVLLM.__mro__[1:3] == (IndicatorMixin, VLLM)

@@ -24,6 +24,7 @@ from ctxaware.report.allocation import pictures, run, summary, table
 from ctxaware.report.allocation.prompts import CONDITIONS, grouped_prompt
 from ctxaware.report.allocation.run import AllocationRun, measure
 from ctxaware.report.allocation.table import ModelShares
+from ctxaware.report.head_search import find_heads
 
 SETTINGS = NeedleSettings(max_context_length=420, num_context_lengths=3, num_depths=3, needle="pizza", source="builtin")
 ROOT = Path(__file__).parents[2]
@@ -114,16 +115,16 @@ def test_an_interrupted_run_goes_on_where_it_was(folder, finished, tmp_path, mon
     out = tmp_path / "out"
     kept, write_shard = [], table.write_shard
 
-    def killed(out, k, shard):
+    def killed(out, k, shard, digest):
         if kept:
             raise KeyboardInterrupt
         kept.append(k)
-        write_shard(out, k, shard)
+        write_shard(out, k, shard, digest)
 
     monkeypatch.setattr(table, "write_shard", killed)
     with pytest.raises(KeyboardInterrupt):
         measure(a_run(folder, out, indicator=True))
-    monkeypatch.setattr(table, "write_shard", lambda out, k, shard: (kept.append(k), write_shard(out, k, shard)))
+    monkeypatch.setattr(table, "write_shard", lambda out, k, *rest: (kept.append(k), write_shard(out, k, *rest)))
     path = measure(a_run(folder, out, indicator=True))
     assert kept == [0, 1], "no shard is measured twice"
     assert path.read_bytes() == finished.read_bytes()
@@ -132,6 +133,25 @@ def test_an_interrupted_run_goes_on_where_it_was(folder, finished, tmp_path, mon
     with pytest.raises(InputError, match=r"(?s)another|holds"):
         measure(a_run(folder, out))
     assert path.read_bytes() == finished.read_bytes()
+
+
+def test_a_damaged_shard_is_measured_again_and_a_damaged_table_refused(folder, finished, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(table, "join", lambda *_: None)
+        measure(a_run(folder, out, indicator=True))
+    first, second = sorted((out / "parts").iterdir())
+    flipped = bytearray(first.read_bytes())
+    flipped[len(flipped) // 3] ^= 1
+    first.write_bytes(flipped)
+    second.write_bytes(second.read_bytes()[:-9])
+    path = measure(a_run(folder, out, indicator=True))
+    assert path.read_bytes() == finished.read_bytes()
+    flipped = bytearray(path.read_bytes())
+    flipped[len(flipped) // 3] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(InputError, match="damaged or another run's; remove it"):
+        measure(a_run(folder, out, indicator=True))
 
 
 def test_other_weights_in_the_same_folder_are_another_run(folder, tmp_path):
@@ -160,12 +180,13 @@ def test_two_processes_write_the_same_file(folder, finished, tmp_path):
         [*map(str, [*launch, script, "attention", *options])], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "process 1 of 2" in done.stderr or done.stdout.count("chat: attention of layer") == 1
+    assert done.stdout.count("chat: attention of layer") == 1, "only one process says what was found"
+    assert (tmp_path / "out" / "lock-1").exists(), "accelerate started another number of processes"
     assert (tmp_path / "out" / "attention.parquet").read_bytes() == finished.read_bytes()
 
 
 def by_hand():
-    """Two prompts, one layer, two heads: without template the first head reads the user, with it the second."""
+    """Two prompts, two heads, at layer 7: without template the first head reads the user, with it the second."""
     groups = {"user": 0.0, "indicator": 0.0, "assistant": 0.0, "bos": 0.0, "first": 0.0, "template": 0.0}
 
     def row(**shares):
@@ -176,8 +197,9 @@ def by_hand():
         row(user=0.2, assistant=0.1, bos=0.2, template=0.5),
         row(user=0.4, assistant=0.2, bos=0.2, template=0.2),
     ]
-    shares = {"plain": np.array([[plain]] * 2), "template": np.array([[template]] * 2)}
-    return ModelShares("m", [7], np.array([200, 300]), np.array([50.0, 50.0]), shares)
+    other_layer = [row(user=1)] * 2
+    shares = {"plain": np.array([[other_layer, plain]] * 2), "template": np.array([[other_layer, template]] * 2)}
+    return ModelShares("m", [2, 7], np.array([200, 300]), np.array([50.0, 50.0]), shares)
 
 
 def test_the_head_without_template_serves_both_and_the_template_is_left_out():
@@ -271,6 +293,16 @@ def test_the_command_writes_all_its_files(folder, tmp_path):
     assert told["allocation"]["plain"]["user"]["n"] == 2
     for name in ("attention.parquet", "attention.md", "allocation.png", "change.png", "lengths-depths-chat.png"):
         assert (out / name).stat().st_size > 0
+
+
+def test_attention_that_is_not_understood_is_not_measured(folder, tmp_path, monkeypatch):
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    plain = llama.eager_attention_forward
+    monkeypatch.setattr(llama, "eager_attention_forward", lambda m, query, *a, **k: plain(m, query * 2, *a, **k))
+    with pytest.raises(InputError, match="not understood here"):
+        measure(a_run(folder, tmp_path / "out"))
+    with pytest.raises(InputError, match="not understood here"):
+        find_heads(str(folder), SETTINGS, "float32", tmp_path / "heads.json")
 
 
 @pytest.mark.parametrize(

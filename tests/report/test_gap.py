@@ -19,6 +19,7 @@ from ctxaware.intervals import DIFFERENCE, mean_interval
 from ctxaware.report import gap
 from ctxaware.report.gap import Cell, Plan, cells, effects
 from ctxaware.report.samples import find_samples
+from ctxaware.runs.claim import locked
 
 SETTINGS = {"num_context_lengths": 2, "num_depths": 2, "max_context_length": 500, "needle": "sf", "source": "builtin"}
 
@@ -131,6 +132,21 @@ def test_the_effect_of_the_template_is_said_in_a_sentence(finished):
     assert f"changes by {effect.signed}, the answer begun on both sides; n = {effect.n}" in sentence
 
 
+def test_cells_that_differ_at_their_end_share_their_prompts(finished):
+    """Three cells of the instruct model: the two with a template cost little more than one."""
+    out, _, _ = finished
+    plain, prefix, template = (
+        find_samples(Cell("instruct", *cell).folder(out, "nih_ctx"), "nih_ctx")[0].results()
+        for cell in [(False, True), (True, True), (True, False)]
+    )
+    assert prefix["date"] == template["date"]  # one evaluation
+    assert set(prefix["results"]) == {"nih_ctx_prefix"}
+    assert set(template["results"]) == {"nih_ctx"}
+    before, after = plain["config"]["prompt_tokens"], template["config"]["prompt_tokens"]
+    computed, asked = (after[key] - before[key] for key in ("computed", "asked"))
+    assert computed / asked < 0.5
+
+
 def test_a_second_run_loads_no_model_and_says_the_same(finished, monkeypatch):
     out, the_plan, summary = finished
     monkeypatch.setattr(gap, "_load", lambda *_: pytest.fail("a model was loaded"))
@@ -139,8 +155,43 @@ def test_a_second_run_loads_no_model_and_says_the_same(finished, monkeypatch):
 
 def test_other_settings_in_the_same_folder_are_refused(finished, model_folder):
     out, _, _ = finished
-    with pytest.raises(InputError, match=r"holds results of other settings.*pass another --out"):
+    with pytest.raises(InputError, match=r"holds a run with settings.needle sf \(now pizza\); choose another output"):
         gap.run(plan({"instruct": model_folder}, needle="pizza"), out)
+
+
+def test_a_second_process_and_changed_weights_under_the_same_name_are_refused(finished, tmp_path):
+    import shutil
+
+    out, the_plan, _ = finished
+    refused = pytest.raises(InputError, match="another process is writing")
+    with locked(out / "lock", out), refused:
+        gap.run(the_plan, out)
+    copies = {model: shutil.copytree(folder, tmp_path / model) for model, folder in the_plan.models.items()}
+    shutil.copytree(out, tmp_path / "out")
+    manifest = json.loads((out / "run.json").read_text())
+    manifest["configuration"]["models"] = {model: str(folder) for model, folder in copies.items()}
+    (tmp_path / "out" / "run.json").write_text(json.dumps(manifest))
+    same = plan(copies, the_plan.tasks)
+    gap.run(same, tmp_path / "out")
+    config = copies["base"] / "config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(InputError, match=r"holds a run with weights.base sha256:\w+ \(now sha256:\w+\)"):
+        gap.run(same, tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"configuration"'])
+def test_a_damaged_manifest_is_one_line(finished, content, tmp_path):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(InputError, match=r"run.json says how .* was made, and can't be read"):
+        gap.run(finished[1], tmp_path)
+
+
+def test_a_report_does_not_take_its_manifest_for_a_training(finished):
+    from ctxaware.report.collect import collect
+
+    found = collect([("gap", finished[0])])
+    assert found.trainings == []
+    assert found.left_out == []
 
 
 def test_plans_that_say_nothing_are_refused(model_folder, base_folder, tmp_path):
@@ -174,8 +225,8 @@ def test_kill_9_and_the_same_command_repeats_no_answer(model_folder, tmp_path):
     again = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=True)
     assert {f: f.stat().st_mtime_ns for f in first.rglob("*.jsonl")} == before
     assert sum(map(int, re.findall(r"Requests remaining: (\d+)", again.stderr))) == 3 * 16 - n_kept
-    the_plan = json.loads((out / "plan.json").read_text())
-    undisturbed = plan({"instruct": model_folder}, **the_plan["settings"])
+    settings = json.loads((out / "run.json").read_text())["configuration"]["settings"]
+    undisturbed = plan({"instruct": model_folder}, **settings)
     assert again.stdout.startswith(gap.table(gap.run(undisturbed, tmp_path / "whole")) + "\n")
 
 
@@ -183,7 +234,7 @@ def test_a_base_model_that_comes_later_is_added(model_folder, base_folder, tmp_p
     gap.run(plan({"instruct": model_folder}), tmp_path)
     summary = gap.run(plan({"instruct": model_folder, "base": base_folder}), tmp_path)
     assert "tuning effect" in summary["effects"]["nih_ctx"]
-    assert set(json.loads((tmp_path / "plan.json").read_text())["models"]) == {"instruct", "base"}
+    assert set(json.loads((tmp_path / "run.json").read_text())["configuration"]["models"]) == {"instruct", "base"}
 
 
 def test_a_model_that_can_not_be_loaded_is_one_line(tmp_path):

@@ -132,6 +132,17 @@ def test_several_tasks_are_adjusted_for_their_number(runs):
     assert mean.n == 1600
 
 
+def test_several_tasks_cost_power_to_fail_but_none_to_pass(runs):
+    rows = cells([1.0] * 9)
+    folders = runs({"a": rows, "b": rows}, {"a": rows, "b": rows})
+    (alone,) = gate(*folders, tasks=[("a", "a")]).judgments
+    one_of_two, _, mean = gate(*folders).judgments
+    assert one_of_two.n_to_decide == alone.n_to_decide
+    assert one_of_two.detectable_drop > alone.detectable_drop
+    assert (mean.n, mean.n_clusters) == (18, 9)  # the same cells in both tasks
+    assert mean.lower == pytest.approx(alone.lower)
+
+
 def test_it_passes_only_where_every_task_does(runs):
     same, few = flips(400, 0, 0)[0], [1] * 9
     answer = gate(*runs({"many": same, "few": few}, {"many": same, "few": few}))
@@ -213,7 +224,7 @@ def test_an_inconclusive_test_case_is_an_error_for_a_ci_server(runs):
     answer, _ = one(runs, [1] * 9, [1] * 9)
     (case,) = ElementTree.fromstring(junit(answer))
     assert (case.get("name"), case[0].tag, case[0].get("type")) == ("t", "error", "inconclusive")
-    assert "9 samples do not decide; about 140 would" in case[0].get("message")
+    assert "no score differs, but 9 samples do not decide; about 140 would" in case[0].get("message")
 
 
 def test_mistakes_are_one_line_that_names_what_to_pass(runs):

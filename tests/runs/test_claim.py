@@ -6,13 +6,23 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ctxaware.errors import InputError
-from ctxaware.runs.claim import RUN, as_json, claim, describe_difference, locked, read_manifest, write_manifest
+from ctxaware.runs.claim import (
+    RUN,
+    as_json,
+    claim,
+    describe_difference,
+    locked,
+    locked_by_all,
+    read_manifest,
+    write_manifest,
+)
 
 
 def test_the_same_run_goes_on_and_another_is_refused_with_what_differs(tmp_path):
@@ -37,6 +47,12 @@ def test_equal_manifests_are_equal_files(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_half_characters_of_a_path_are_kept(tmp_path):
+    configuration = {"data": "chats-\udcff.jsonl", "note": "é"}
+    claim(tmp_path / RUN, configuration, tmp_path)
+    assert claim(tmp_path / RUN, configuration, tmp_path)["configuration"] == configuration
+
+
 def test_what_a_run_notes_in_its_manifest_is_kept(tmp_path):
     file = tmp_path / RUN
     claim(file, {"seed": 1, "models": {"base": "b"}}, tmp_path)
@@ -47,6 +63,12 @@ def test_what_a_run_notes_in_its_manifest_is_kept(tmp_path):
     assert read_manifest(file, tmp_path) == grown
     with pytest.raises(InputError, match=r"with models.base b \(now c\)"):
         claim(file, {"seed": 1, "models": {"base": "c"}}, tmp_path, grows=["models"])
+    with pytest.raises(InputError, match=r"with models.base b \(now None\)"):
+        claim(file, {"seed": 1, "models": {"instruct": "i"}}, tmp_path)
+    write_manifest(file, {"configuration": {"seed": 1, "models": ["b"]}})
+    with pytest.raises(InputError, match=r"with models \['b'\] \(now None\)"):
+        claim(file, {"seed": 1, "models": {"instruct": "i"}}, tmp_path, grows=["models"])
+    write_manifest(file, {"configuration": {"seed": 1, "models": {"base": "b"}}})
     with pytest.raises(InputError, match=r"with models.base b \(now None\)"):
         claim(file, {"seed": 1, "models": {"instruct": "i"}}, tmp_path)
 
@@ -104,6 +126,22 @@ def test_a_second_run_is_kept_out_until_the_first_ends(tmp_path):
     with locked(lock, out), refused, locked(lock, out):
         pytest.fail("two hold one lock")
     with locked(lock, out):
+        pass
+
+
+def test_a_run_is_kept_out_while_any_process_of_another_lives(tmp_path):
+    main, rank_1 = (
+        SimpleNamespace(is_main_process=index == 0, process_index=index, num_processes=1) for index in (0, 1)
+    )
+    refused = pytest.raises(InputError, match="another process is writing out")
+    with locked_by_all(tmp_path, "out", main):
+        with locked_by_all(tmp_path, "out", rank_1):  # of the same run
+            pass
+        with pytest.raises(InputError, match="another process is writing out"), locked_by_all(tmp_path, "out", main):
+            pytest.fail("two runs hold one output")
+    with locked_by_all(tmp_path, "out", rank_1), refused, locked_by_all(tmp_path, "out", main):
+        pytest.fail("a process of a killed run lives on")
+    with locked_by_all(tmp_path, "out", main):
         pass
 
 

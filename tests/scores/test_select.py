@@ -69,6 +69,20 @@ def test_the_top_share_instead_of_a_threshold(data, tmp_path):
     assert done.statistics["threshold"] == pytest.approx(0.71)
 
 
+def test_a_selection_of_nothing_is_a_warning_on_standard_error(data, tmp_path, capsys):
+    from ctxaware.commands.select import select as command
+
+    scores = write_scores(tmp_path / "s.parquet")
+    command(data, scores, tmp_path / "out", threshold=0.9)
+    said = capsys.readouterr()
+    assert said.err == (
+        "warning: no instruction is selected of 14 that have a score; scores reach from 0.100 to 0.850, their median "
+        "is 0.100; choose another --threshold or --top-percent\n"
+    )
+    command(data, scores, tmp_path / "out2", threshold=0.6)
+    assert capsys.readouterr().err == ""
+
+
 def test_instruction_lengths_are_of_each_instruction_alone(data, tmp_path):
     assert set(read_scores(write_scores(tmp_path / "s.parquet"))[15].instruction_tokens) == {10}
 
@@ -91,6 +105,24 @@ def test_scores_of_other_data_are_refused_and_nothing_is_written(data, tmp_path,
     with pytest.raises(InputError, match=reason):
         select(data, scores, tmp_path / "out", threshold=0.6, percent=None)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("through", ["the folder", "the file", "a link", "its scores"])
+def test_a_selection_does_not_overwrite_what_it_reads(data, tmp_path, through):
+    scores, given = write_scores(tmp_path / "s.parquet"), data
+    out = {"a link": tmp_path / "link"}.get(through, data)
+    if through == "a link":
+        out.symlink_to(data)
+    elif through == "the file":
+        given = data / "conversations.parquet"
+    elif through == "its scores":
+        out = tmp_path / "out"
+        out.mkdir()
+        scores = scores.rename(out / "conversations.jsonl")
+    before = {path: path.read_bytes() for path in (*data.iterdir(), scores)}
+    with pytest.raises(InputError, match=r"writing to .* would overwrite .*, which is read; choose another output"):
+        select(given, scores, out, threshold=0.6, percent=None)
+    assert {path: path.read_bytes() for path in (*data.iterdir(), scores)} == before
 
 
 def test_scores_of_several_layers_need_a_layer(data, tmp_path):

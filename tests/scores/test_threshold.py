@@ -6,7 +6,7 @@ import pytest
 from ctxaware.errors import InputError
 from ctxaware.indicator.marking import mark_messages
 from ctxaware.scores.layers import disagreement
-from ctxaware.scores.select import above_threshold, select_turns, top_percent
+from ctxaware.scores.select import above_threshold, describe_extreme, select_turns, top_percent
 
 SCORES = [0.2, 0.6, None, 0.7, 0.95, 0.7]
 
@@ -24,6 +24,22 @@ def test_top_percent_is_of_the_scored_turns_and_exact_in_ties(percent, selected)
 def test_a_share_out_of_range_is_refused(percent):
     with pytest.raises(InputError, match="top percent must be"):
         top_percent(SCORES, percent)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, 17, float("nan"), float("inf"), float("-inf")])
+def test_a_threshold_that_selects_all_or_nothing_is_refused(threshold):
+    with pytest.raises(InputError, match="threshold must be in 0–1, as scores are"):
+        select_turns(SCORES, threshold=threshold)
+
+
+def test_a_selection_of_nothing_or_of_everything_is_said():
+    scores = np.array([0.2, np.nan, 0.4])
+    assert describe_extreme(scores, np.array([True, False, False])) == ""
+    assert describe_extreme(scores, np.array([False, False, False])) == (
+        "no instruction is selected of 2 that have a score; scores reach from 0.200 to 0.400, their median is 0.300"
+    )
+    assert describe_extreme(scores, np.array([True, False, True])).startswith("every instruction that has a score")
+    assert describe_extreme(np.array([np.nan]), np.array([False])).startswith("none of 1 instructions has a score")
 
 
 def test_exactly_one_of_threshold_and_share():

@@ -40,8 +40,28 @@ def test_for_an_adapter_tied_embeddings_get_a_head_of_their_own(tmp_path):
 
 def test_another_base_or_template_in_the_folder_is_refused(tmp_path, model_folder):
     prepare_base(str(model_folder), tmp_path / "prepared")
-    with pytest.raises(InputError, match=r"other weights, template or tying; remove it or pass another"):
+    with pytest.raises(
+        InputError, match=r"prepared with chat_template_sha256 \w+\.\.\. \(now .*; remove it or pass another"
+    ):
         prepare_base(str(model_folder), tmp_path / "prepared", template="own")
+    (tmp_path / "prepared" / "prepared.json").write_text('{"configuration": {"base": "')
+    with pytest.raises(InputError, match=r"prepared.json says how .*prepared was made, and can't be read"):
+        prepare_base(str(model_folder), tmp_path / "prepared")
     (tmp_path / "full").mkdir()
     with pytest.raises(InputError, match="holds something else"):
         prepare_base(str(model_folder), tmp_path / "full")
+
+
+def test_two_runs_at_once_prepare_one_base(tmp_path, model_folder):
+    import multiprocessing
+
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=prepare_base, args=(str(model_folder), tmp_path / "prepared")) for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".prepared.lock", "prepared"]

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from ctxaware.training import trainer as trainer_module
 from ctxaware.training.base import prepare_base, vanilla_base
 from ctxaware.training.callback import DataSelectionCallback, data_selection
 from ctxaware.training.encoding import TurnTable, encode_dataset, make_encoder
-from ctxaware.training.run import load_conversations, start, train_and_save
+from ctxaware.training.run import claimed_run, load_conversations, train_and_save
 from ctxaware.training.trainer import build_trainer
 from ctxaware.training.turn_scores import find_scores
 
@@ -47,16 +48,17 @@ def data(tmp_path_factory):
 def run(base, data, out, *more, scores=None):
     """Trained weights by name and the trainer, by the steps of the recipes."""
     args = arguments(base, data, out, *more)
-    assert start(args)
-    rows = load_conversations(args)
-    name, tokenizer = vanilla_base(args)
-    encode = make_encoder(args, tokenizer)
-    selection = None if scores is None else DataSelectionCallback(rows, encode, 0.6, scores)
-    beforehand = selection.table if selection and args.training.packing else None
-    trainer = build_trainer(args, name, tokenizer, encode_dataset(rows, encode, beforehand))
-    if selection:
-        selection.attach(trainer)
-    train_and_save(trainer, args)
+    with claimed_run(args) as to_do:
+        assert to_do
+        rows = load_conversations(args)
+        name, tokenizer = vanilla_base(args)
+        encode = make_encoder(args, tokenizer)
+        selection = None if scores is None else DataSelectionCallback(rows, encode, 0.6, scores)
+        beforehand = selection.table if selection and args.training.packing else None
+        trainer = build_trainer(args, name, tokenizer, encode_dataset(rows, encode, beforehand))
+        if selection:
+            selection.attach(trainer)
+        train_and_save(trainer, args)
     # of a 4-bit model on the CPU, taking the state after a forward pass in evaluation mode changes the weights
     # (bitsandbytes packs them for that pass and does not unpack them exactly)
     return None if args.model.load_in_4bit else weights(trainer.model), trainer
@@ -232,7 +234,6 @@ def test_what_needs_whole_weights_is_refused_where_they_are_sharded(base, data, 
 
     more = ("--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj")
     args = arguments(base, data, tmp_path / "run", *more, "--rescore_each_epoch", "true", "--score_layer", "1")
-    start(args)
     rows = load_conversations(args)
     name, tokenizer = vanilla_base(args)
     encode = make_encoder(args, tokenizer)
@@ -247,28 +248,38 @@ def test_what_needs_whole_weights_is_refused_where_they_are_sharded(base, data, 
         build_trainer(merging, name, tokenizer, dataset)
 
 
-def test_a_push_to_the_hub_is_one_and_leaves_the_conversations_at_home(base, data, tmp_path, monkeypatch, capsys):
-    from types import SimpleNamespace
-
+def test_a_push_takes_the_models_files_alone_and_is_made_again_on_demand(base, data, tmp_path, monkeypatch, capsys):
+    import huggingface_hub
     import transformers.trainer
     from huggingface_hub.utils import filter_repo_objects
 
-    pushed = []
+    pushed, refuse = [], True
 
-    def upload_folder(folder_path, ignore_patterns, **_):
+    def upload_folder(self, *, folder_path, allow_patterns, **_):
+        if refuse:
+            raise ConnectionError("the hub is away")
         files = [str(p.relative_to(folder_path)) for p in Path(folder_path).rglob("*") if p.is_file()]
-        pushed.append(set(filter_repo_objects(files, ignore_patterns=ignore_patterns)))
+        pushed.append((self.token, set(filter_repo_objects(files, allow_patterns=allow_patterns))))
 
-    hub = SimpleNamespace(create_repo=lambda *_, **__: SimpleNamespace(repo_id="me/run"), upload_folder=upload_folder)
-    monkeypatch.setattr(transformers.trainer, "hf_api", lambda: hub)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *_, **__: SimpleNamespace(repo_id="me/run"))
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(transformers.trainer, "hf_api", lambda: pytest.fail("TRL's trainer pushed"))
+    monkeypatch.setattr(transformers.Trainer, "init_hf_repo", lambda *_, **__: None)  # asks for a login at the start
     out = tmp_path / "run"
-    run(base, data, out, "--push_to_hub", "true", scores=FIXED)
-    assert list((out / "_data").glob("conversations.*"))
-    (files,) = pushed
-    assert files >= {"README.md", "model.safetensors", "tokenizer.json", "selection/static.parquet"}
-    assert not [name for name in files if "conversations" in name or name.startswith("_")]
-    assert not start(arguments(base, data, out, "--push_to_hub", "true"))
-    assert f"to push it: hf upload OWNER/NAME {out} --exclude '_*' 'checkpoint-*'" in capsys.readouterr().out
+    more = ("--push_to_hub", "true", "--hub_token", "secret", "--save_strategy", "steps", "--save_steps", "1")
+    with pytest.raises(InputError, match=r"is trained and saved, but was not pushed \(the hub is away\); the same"):
+        run(base, data, out, *more, scores=FIXED)
+    (out / "notes.txt").touch()
+    (out / "leak.safetensors").symlink_to(data)
+    refuse = False
+    with claimed_run(arguments(base, data, out, *more)) as to_do:
+        assert not to_do
+    ((token, files),) = pushed
+    assert token == "secret"
+    assert files >= {"README.md", "config.json", "model.safetensors", "tokenizer.json", "selection/static.parquet"}
+    assert not {name for name in files if name.split("/")[0] not in ("selection",) and "/" in name}
+    assert not files & {"run.json", "training_args.bin", "lock", "notes.txt", "leak.safetensors"}
+    assert "pushed to me/run" in capsys.readouterr().out
 
 
 def test_a_revision_of_the_base_is_remembered_by_its_adapter(base, data, tmp_path, monkeypatch):
@@ -303,7 +314,6 @@ def test_a_folder_of_a_release_is_found_as_prepare_finds_it(base, tmp_path):
     (folder / "ShareGPT_V3_unfiltered_cleaned_split.json").write_text(json.dumps(records))
     (folder / "another.json").write_text("[]")
     args = arguments(base, folder, tmp_path / "run", "--dataset", "sharegpt")
-    assert start(args)
     assert len(load_conversations(args)) == 4
 
 
@@ -315,12 +325,10 @@ def test_the_layer_of_the_scores_is_the_layer_of_later_epochs(base, data, tmp_pa
     more = ["--seed_model", str(base), "--score_layer", "0"]
     if given == "scores":
         clean = arguments(base, data, tmp_path / "clean")
-        start(clean)
         load_conversations(clean)
         score_file(ScoreRun(tmp_path / "clean" / "_data", str(base), scores, "0", 64, 2000, device="cpu"))
         more = ["--scores", str(scores)]
-    args = arguments(base, data, tmp_path / "run", *more, "--rescore_each_epoch", "true")
-    start(args)
+    args = arguments(base, data, tmp_path / "run", *more, "--rescore_each_epoch", "true", "--threshold", "0.28")
     rows = load_conversations(args)
     callback = data_selection(args, rows, make_encoder(args, vanilla_base(args)[1]))
     assert callback.rescore_layer == 0
@@ -332,7 +340,6 @@ def test_a_seed_model_with_a_shorter_window_scores_what_fits_it(data, tmp_path):
     more = ("--seed_model", str(base), "--score_layer", "1")
     args = arguments(base, data, tmp_path / "run", *more)
     assert args.training.max_length == 64
-    start(args)
     load_conversations(args)
     scores, _ = find_scores(args)
     assert 0 < np.isnan(scores).sum() < len(scores)
@@ -346,7 +353,6 @@ def test_bad_data_ends_the_run_before_the_model_is_loaded(base, tmp_path, monkey
     kinds = [[], None, [{"role": "user", "content": None}], [{"role": "tool", "content": "x"}]]
     data.write_text("".join(json.dumps({"id": str(i), "messages": m}) + "\n" for i, m in enumerate(kinds)))
     args = arguments(base, data, tmp_path / "run")
-    start(args)
     with pytest.raises(InputError, match="no conversation is left of the 4 records"):
         load_conversations(args)
 
@@ -362,7 +368,6 @@ def test_odd_conversations_are_repaired_and_counted(base, tmp_path, capsys):
     data = tmp_path / "odd.jsonl"
     data.write_text("".join(json.dumps(c) + "\n" for c in odd))
     args = arguments(base, data, tmp_path / "run")
-    start(args)
     rows = load_conversations(args)
     assert [row["messages"] for row in rows] == [c["messages"] for c in good[:3]]
     told = capsys.readouterr().out
@@ -370,9 +375,24 @@ def test_odd_conversations_are_repaired_and_counted(base, tmp_path, capsys):
         assert count in told
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("statistics.json", b""), ("statistics.json", b"[]"), ("conversations.parquet", b"PAR1"), ("both", b"")],
+)
+def test_damaged_conversations_of_an_interrupted_run_are_prepared_again(base, data, tmp_path, name, content):
+    args = arguments(base, data, tmp_path / "run")
+    folder = tmp_path / "run" / "_data"
+    whole = list(load_conversations(args))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for path in folder.iterdir():
+        if name in (path.name, "both"):
+            path.write_bytes(content)
+    assert list(load_conversations(args)) == whole
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_scores_of_other_data_and_of_another_number_are_refused(base, data, tmp_path):
     args = arguments(base, data, tmp_path / "run")
-    start(args)
     rows = load_conversations(args)
     encode = make_encoder(args, vanilla_base(args)[1])
     with pytest.raises(InputError, match=rf"expected {N_TURNS} scores, one a turn, got 2"):

@@ -18,7 +18,7 @@ from ctxaware.harness.probe import probe_questions
 from ctxaware.intervals import mean_interval
 from ctxaware.training.base import vanilla_base
 from ctxaware.training.encoding import encode_dataset, make_encoder
-from ctxaware.training.run import load_conversations, start, train_and_save
+from ctxaware.training.run import claimed_run, load_conversations, train_and_save
 from ctxaware.training.trainer import build_trainer
 from ctxaware.training.watch import ContextAwarenessCallback, answer
 
@@ -54,13 +54,14 @@ def scored_against(model_folder, questions):
 def run(base, data, out, *more, watch=None):
     """The trained trainer, by the steps of the recipes."""
     args = arguments(base, data, out, *more)
-    assert start(args)
-    rows = load_conversations(args)
-    name, tokenizer = vanilla_base(args)
-    trainer = build_trainer(args, name, tokenizer, encode_dataset(rows, make_encoder(args, tokenizer)))
-    if watch:
-        watch.attach(trainer)
-    train_and_save(trainer, args)
+    with claimed_run(args) as to_do:
+        assert to_do
+        rows = load_conversations(args)
+        name, tokenizer = vanilla_base(args)
+        trainer = build_trainer(args, name, tokenizer, encode_dataset(rows, make_encoder(args, tokenizer)))
+        if watch:
+            watch.attach(trainer)
+        train_and_save(trainer, args)
     return trainer
 
 

@@ -6,9 +6,7 @@ manifest of everything that could change a share; the shards joined in order are
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +19,16 @@ from ctxaware.indicator.token import indicator_id
 from ctxaware.models import choose_dtype, load_config, load_model, load_tokenizer, model_fingerprint
 from ctxaware.report.allocation import table
 from ctxaware.report.allocation.prompts import INDICATOR, PLAIN, TEMPLATE, Condition, grouped_prompt
-from ctxaware.runs.processes import on_main
+from ctxaware.runs.files import sha256_of_json
+from ctxaware.runs.processes import on_main, process_state
 from ctxaware.runs.progress import progress_bar
 from ctxaware.scores.run import parse_layers
 from ctxaware.scores.shards import versions
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+    from accelerate import PartialState
     from transformers import PreTrainedTokenizerBase
 
 SHARD_SIZE = 8  # prompts; what is lost at most by a kill, in each process
@@ -95,34 +97,30 @@ def measure(run: AllocationRun) -> Path:
     Raises:
         InputError: an option is wrong, `run.out` belongs to another run, or the disk is full.
     """
-    from accelerate import PartialState
-
-    state = PartialState()
-    with contextlib.ExitStack() as held:
-        layers, todo = on_main(state, lambda: _plan(run, state.device, held))
+    state = process_state()
+    configuration = on_main(state, lambda: _configuration(run, state.device))
+    with table.claimed(run.out, configuration, len(run.shards), state) as (digest, todo):
         if todo:
-            _measure_shards(run, layers, todo[state.process_index :: state.num_processes], state)
+            layers = [model["layers"] for model in configuration["models"].values()]
+            _measure_shards(run, layers, todo[state.process_index :: state.num_processes], digest, state)
             state.wait_for_everyone()
         return on_main(state, lambda: table.join(run.out, len(run.shards)))
 
 
-def _plan(run: AllocationRun, device: Any, held: contextlib.ExitStack) -> tuple[list[list[int]], list[int]]:
-    """What the main process finds out for all: each model's layers, and the numbers of the shards still to do."""
-    described = {model.label: _describe(run, model) for model in run.models}
-    configuration = {
-        "models": described,
+def _configuration(run: AllocationRun, device: torch.device) -> dict[str, Any]:
+    """All that could change a share."""
+    return {
+        "models": {model.label: _describe(run, model) for model in run.models},
         "settings": dataclasses.asdict(run.settings),
         "shard_size": SHARD_SIZE,
         "dtype": str(choose_dtype(run.dtype, device)).removeprefix("torch."),
         "device": device.type,
         "versions": versions(),
     }
-    held.enter_context(table.claimed(run.out, configuration))
-    return [model["layers"] for model in described.values()], table.missing_shards(run.out, len(run.shards))
 
 
 def _describe(run: AllocationRun, model: Model) -> dict[str, Any]:
-    """A model's part of the configuration; whatever could be wrong with it is found here, before any is loaded."""
+    """A model's part of the configuration. Whatever could be wrong with it is found here, before any is loaded."""
     config, tokenizer = load_config(model.name), load_tokenizer(model.name)
     if TEMPLATE in model.conditions and not tokenizer.chat_template:
         raise InputError(f"{model.name} has no chat template; pass it as --base, and the chat model as --instruct")
@@ -131,16 +129,12 @@ def _describe(run: AllocationRun, model: Model) -> dict[str, Any]:
     documents = needle_documents(run.settings, tokenizer)
     text_config = config.get_text_config(decoder=True)
     _check_window(run, model, tokenizer, documents[-1], getattr(text_config, "max_position_embeddings", None))
-    digest = hashlib.sha256()
-    for doc in documents:
-        digest.update(f"{doc['context']}\0{doc['question']}\0{doc['needle']}\0".encode())
     return {
         "name": model.name,
         "fingerprint": model_fingerprint(model.name),
-        "chat_template_sha256": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
         "conditions": [condition.name for condition in model.conditions],
         "layers": parse_layers(run.layer, text_config.num_hidden_layers),
-        "documents_sha256": digest.hexdigest(),
+        "documents_sha256": sha256_of_json(documents),
     }
 
 
@@ -156,7 +150,9 @@ def _check_window(
         )
 
 
-def _measure_shards(run: AllocationRun, layers: list[list[int]], mine: list[int], state: Any) -> None:
+def _measure_shards(
+    run: AllocationRun, layers: list[list[int]], mine: list[int], digest: str, state: PartialState
+) -> None:
     name = "attention" if state.num_processes == 1 else f"attention (process 1 of {state.num_processes})"
     shards = [(k, *run.shards[k]) for k in mine]
     total = sum((docs.stop - docs.start) * len(run.models[m].conditions) for _, m, docs in shards)
@@ -165,7 +161,7 @@ def _measure_shards(run: AllocationRun, layers: list[list[int]], mine: list[int]
             of_model = [(k, docs) for k, of, docs in shards if of == m]
             if of_model:
                 for k, shard in _measure_model(run, model, layers[m], of_model, state.device, advance):
-                    table.write_shard(run.out, k, shard)
+                    table.write_shard(run.out, k, shard, digest)
 
 
 def _measure_model(
@@ -173,9 +169,9 @@ def _measure_model(
     model: Model,
     layers: list[int],
     shards: Sequence[tuple[int, slice]],
-    device: Any,
+    device: torch.device,
     advance: Callable[[float, int], None],
-) -> Iterator[tuple[int, Any]]:
+) -> Iterator[tuple[int, pa.Table]]:
     """Yield the number and the table of each of one model's shards."""
     import numpy as np
 

@@ -114,7 +114,10 @@ def _left_out(model: ModelShares, name: str, at: int) -> np.ndarray:
 
 
 def _by(keys: np.ndarray, values: dict[str, np.ndarray]) -> dict[str, dict[float, Interval]]:
-    return {name: {float(key): t_interval(of[keys == key]) for key in np.unique(keys)} for name, of in values.items()}
+    return {
+        name: {round(float(key), 1): t_interval(of[keys == key]) for key in np.unique(keys)}
+        for name, of in values.items()
+    }
 
 
 def as_json(node: Any) -> Any:

@@ -1,50 +1,79 @@
 """`attention.parquet`: one row a prompt, condition, layer, head and group of tokens; its shards, and reading it."""
 
+from __future__ import annotations
+
 import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ctxaware.attention.roles import GROUPS
 from ctxaware.errors import InputError
 from ctxaware.report.allocation.prompts import Condition
-from ctxaware.runs.claim import LOCK, RUN, claim, locked
-from ctxaware.runs.files import output_file
+from ctxaware.runs.claim import RUN, as_json, claim, locked_by_all
+from ctxaware.runs.files import output_file, sha256_of_json
+from ctxaware.runs.processes import on_main
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from accelerate import PartialState
 
 NAME = "attention.parquet"
+_RUN = b"ctxaware_run"  # key of the metadata: the hash of the configuration
 
 
 @contextlib.contextmanager
-def claimed(out: Path, configuration: dict[str, Any]) -> Iterator[None]:
-    """Claim the folder `out` for this run until the end of the block.
+def claimed(
+    out: Path, configuration: dict[str, Any], n_shards: int, state: PartialState
+) -> Iterator[tuple[str, list[int]]]:
+    """Claim the folder `out` for this run, in all its processes.
+
+    Yields:
+        The configuration's hash, which shards carry, and the numbers of the shards that are still to do: none where the
+        joined table is there.
 
     Raises:
-        InputError: it holds another run's results, or one is at work there.
+        InputError: the folder holds another run's results, or one is at work there.
     """
-    with locked(out / LOCK, out):
-        claim(out / RUN, configuration, out)
-        yield
+    with locked_by_all(out, out, state):
+        yield on_main(state, lambda: _claim(out, configuration, n_shards))
 
 
-def missing_shards(out: Path, n_shards: int) -> list[int]:
-    """Numbers of the shards that are still to do; none where the joined table is there."""
-    return [] if (out / NAME).exists() else [k for k in range(n_shards) if not _shard_file(out, k).exists()]
+def _claim(out: Path, configuration: dict[str, Any], n_shards: int) -> tuple[str, list[int]]:
+    claim(out / RUN, configuration, out)
+    digest = sha256_of_json(as_json(configuration))
+    if not (out / NAME).exists():
+        return digest, [k for k in range(n_shards) if not _is_whole(_shard_file(out, k), digest)]
+    if not _is_whole(out / NAME, digest):
+        raise InputError(f"{out / NAME} is damaged or another run's; remove it to measure again, or pass another --out")
+    return digest, []
+
+
+def _is_whole(file: Path, digest: str) -> bool:
+    """Whether a table is there, undamaged and of the run with this hash."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(file, page_checksum_verification=True).schema.metadata.get(_RUN) == digest.encode()
+    except (pa.ArrowException, OSError, AttributeError):  # absent, damaged, without metadata
+        return False
 
 
 def _shard_file(out: Path, k: int) -> Path:
     return out / "parts" / f"shard-{k:06d}.parquet"
 
 
-def write_shard(out: Path, k: int, shard: Any) -> None:
-    """Put shard `k` in its place once it is whole."""
+def write_shard(out: Path, k: int, shard: pa.Table, digest: str) -> None:
+    """Put shard `k` of the run with this hash in its place once it is whole."""
     import pyarrow.parquet as pq
 
     with output_file(_shard_file(out, k)) as beside:
-        pq.write_table(shard, beside)
+        pq.write_table(shard.replace_schema_metadata({_RUN: digest}), beside, write_page_checksum=True)
 
 
 def join(out: Path, n_shards: int) -> Path:
@@ -54,7 +83,8 @@ def join(out: Path, n_shards: int) -> Path:
     path = out / NAME
     if not path.exists():
         files = [_shard_file(out, k) for k in range(n_shards)]
-        with output_file(path) as beside, pq.ParquetWriter(beside, pq.read_schema(files[0])) as writer:
+        schema = pq.read_schema(files[0])
+        with output_file(path) as beside, pq.ParquetWriter(beside, schema, write_page_checksum=True) as writer:
             for file in files:
                 writer.write_table(pq.read_table(file))
     shutil.rmtree(out / "parts", ignore_errors=True)
@@ -68,7 +98,7 @@ def shard_table(
     first_prompt: int,
     layers: Sequence[int],
     shares: np.ndarray,
-) -> Any:
+) -> pa.Table:
     """A pyarrow table of one model's shares.
 
     Args:

@@ -6,14 +6,18 @@ token included, so that the loss can be taken of responses alone.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ctxaware.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 OWN = "own"  # the model's own template
 _FOLDER = Path(__file__).parent
 
 
-def chat_template(name: str, tokenizer) -> str:
+def chat_template(name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     """The text of a chat template.
 
     Args:
