@@ -55,7 +55,7 @@ class SampleFile:
         Raises:
             InputError: it is no whole JSON object.
         """
-        return read_json(self.results_path) if self.results_path.is_file() else {}
+        return _parse(_read(self.results_path), str(self.results_path)) if self.results_path.is_file() else {}
 
 
 @dataclass(frozen=True)
@@ -202,15 +202,6 @@ def read_run(path: Path, tasks: Collection[str] | None = None) -> dict[str, Task
         raise InputError(f"{path} does not exist; pass what lm_eval --log_samples --output_path FOLDER wrote")
     files = newest_samples(path)
     return {task: read_task(file) for task, file in files.items() if tasks is None or task in tasks}
-
-
-def read_json(path: Path) -> dict:
-    """A file's JSON object.
-
-    Raises:
-        InputError: it holds no whole one.
-    """
-    return _parse(_read(path), str(path))
 
 
 def _read(path: Path) -> str:
