@@ -1,6 +1,6 @@
-# make demo        a real model through lm_eval on built-in data: tables and heatmaps
+# make demo        what the chat template does to a real model's recall of its context: a number, a picture, a report
 # make demo-train  the same model tuned without and with [IND], and what each makes of its context
-# make test        ruff and all tests, offline
+# make test        linters, types and all tests, offline
 # All set up .venv first; a second run installs nothing, and a second demo shows the first one's results.
 
 PYTHON ?= python3
@@ -8,11 +8,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 EXTRAS := dev,demo,mt-bench,train
-
-DEMO_METADATA := {"source": "builtin", "needle": "pizza", "max_context_length": 1000, "num_context_lengths": 3, "num_depths": 3}
-LM_EVAL = HF_HUB_OFFLINE=1 $(BIN)/lm_eval --model hf --model_args pretrained=$$($(BIN)/ctxaware demo-model) \
-	--tasks nih_ctx,squad_contain --metadata '$(DEMO_METADATA)' --limit 16 \
-	--device cpu --batch_size 8 --log_samples
 
 TRAIN_DEMO := demo-train
 LAUNCH := HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --config_file recipes/accelerate/cpu_two.yaml
@@ -25,16 +20,16 @@ INDICATOR_MODEL := pretrained=$(TRAIN_DEMO)/indicator-base,peft=$(TRAIN_DEMO)/in
 
 .PHONY: demo demo-train test lint clean
 
-demo: demo/without_template.txt demo/with_template.txt
-	@echo; echo "Without the chat template:"; cat demo/without_template.txt
-	@echo; echo "With the chat template:"; cat demo/with_template.txt
-	@echo; echo "Heatmaps:"; $(BIN)/ctxaware heatmap demo
-	@echo; echo "All on one page:"; $(BIN)/ctxaware report "without template=demo/without_template" \
-		"with template=demo/with_template" --title "The embedded model, with and without its template" --out demo/report.html
+demo: demo/result.txt
+	@cat $<
 
-demo/without_template.txt demo/with_template.txt: demo/%.txt: $(VENV)/.demo
-	rm -rf demo/$* && mkdir -p demo
-	$(LM_EVAL) $(if $(filter with_template,$*),--apply_chat_template) --output_path demo/$* >$@.tmp
+# the answer is begun with the needle's first words on both sides, so that only the template differs
+demo/result.txt: $(VENV)/.demo
+	mkdir -p demo
+	HF_HUB_OFFLINE=1 $(BIN)/ctxaware gap --instruct "$$($(BIN)/ctxaware demo-model)" --source builtin --tasks nih_ctx \
+		--needle pizza --grid 3x3 --max-context-length 2000 --batch-size 8 --device cpu --out demo >$@.tmp
+	$(BIN)/ctxaware report "without template=demo/instruct-plain" "with template=demo/instruct-template" \
+		--title "The embedded model, without and with its chat template" --out demo/report.html >>$@.tmp
 	mv $@.tmp $@
 
 demo-train: $(TRAIN_DEMO)/read/.done

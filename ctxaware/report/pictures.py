@@ -19,9 +19,10 @@ from ctxaware.report.allocation.pictures import allocation_bars, change_bars
 from ctxaware.report.allocation.summary import TITLES, in_words
 from ctxaware.report.collect import Training
 from ctxaware.report.samples import TaskRun
+from ctxaware.scores import pictures as of_scores
 from ctxaware.scores.layers import disagreement
-from ctxaware.scores.select import above_threshold
 from ctxaware.scores.table import Scores
+from ctxaware.scores.threshold import above_threshold
 
 _SETTINGS: Any = {"svg.hashsalt": "ctxaware", "svg.fonttype": "none"}  # the same bytes each time; text stays text
 _THEME = (
@@ -100,7 +101,7 @@ def score_histogram(name: str, layer: int, scores: Scores, threshold: float) -> 
         f"Histogram of {len(values):,} context-dependency scores: quartiles {quartiles}; "
         f"{above_threshold(values.tolist(), threshold).mean():.1%} are above {threshold:g}."
     )
-    svg = as_svg(lambda path: plots.score_histogram(values, threshold, f"layer {layer}", path))
+    svg = as_svg(lambda path: of_scores.score_histogram(values, threshold, f"layer {layer}", path))
     return Picture(f"{name}: scores", alt, svg)
 
 
@@ -110,7 +111,7 @@ def instruction_lengths(name: str, layer: int, scores: Scores, threshold: float)
     chosen = above_threshold(scores.values[scores.is_scored].tolist(), threshold)
     kinds = [("all", lengths)] + ([("selected", lengths[chosen])] if chosen.any() else [])
     medians = "; ".join(f"{kind} {len(of):,}, median {np.median(of):,.0f} tokens" for kind, of in kinds)
-    svg = as_svg(lambda path: plots.instruction_lengths(lengths, chosen, f"layer {layer}", path))
+    svg = as_svg(lambda path: of_scores.instruction_lengths(lengths, chosen, f"layer {layer}", path))
     return Picture(f"{name}: instruction lengths", f"Histogram of instruction lengths: {medians}.", svg)
 
 
@@ -126,7 +127,7 @@ def layer_agreement(name: str, by_layer: Mapping[int, Scores]) -> Picture:
         f"(mean {means.max():.2f})."
     )
     title = f"top {TOP_PERCENT}% of turns"
-    return Picture(name, alt, as_svg(lambda path: plots.layer_disagreement(layers, matrix, title, path)))
+    return Picture(name, alt, as_svg(lambda path: of_scores.layer_disagreement(layers, matrix, title, path)))
 
 
 def ratings(name: str, results: Results) -> Picture:

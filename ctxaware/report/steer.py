@@ -183,7 +183,8 @@ def run(plan: Plan, out: Path) -> Result:
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("ctxaware steer runs in one process; start it without a launcher")
-    if not load_tokenizer(plan.arguments, "ctxaware steer").chat_template:
+    tokenizer = load_tokenizer(plan.arguments, "ctxaware steer")
+    if tokenizer is None or not tokenizer.chat_template:
         raise InputError(f"{plan.model} has no chat template, so no user message to steer to; pass a chat model")
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / LOCK, out):

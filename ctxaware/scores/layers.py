@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ctxaware import plots
 from ctxaware.errors import InputError
 from ctxaware.runs.files import output_file
-from ctxaware.scores.select import top_percent
+from ctxaware.scores.pictures import layer_disagreement
 from ctxaware.scores.table import read_scores
+from ctxaware.scores.threshold import top_percent
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def compare_layers(scores_file: Path, percent: float, out: Path | None = None) -
         for layer, row, average in zip(layers, matrix, mean, strict=True):
             writer.writerow([layer, *(f"{value:.4f}" for value in row), f"{average:.4f}"])
     picture = folder / f"{scores_file.stem}_disagreement.png"
-    plots.layer_disagreement(layers, matrix, f"top {percent:g}% of turns", picture)
+    layer_disagreement(layers, matrix, f"top {percent:g}% of turns", picture)
     return Layers(layers, matrix, mean, layers[int(mean.argmin())], [picture, table])
 
 
