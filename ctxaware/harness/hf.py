@@ -108,14 +108,14 @@ class PrefixReuseLM(HFLM):
         """As `HFLM`: the answers, in the order of `requests`."""
         with one_line_in_lm_eval(), self._under_way():
             prompts = [self._to_generate(*request.args) for request in requests]
-            groups: dict[str, list[int]] = {}  # indices of requests, by generation settings
-            whole: list[int] = []
+            settings = {repr(request.args[1]): request.args[1] for request in requests}
+            groups: dict[str, list[int]] = {key: [] for key, each in settings.items() if self._is_greedy(each)}
+            whole: list[int] = []  # indices of requests, as in `groups`
             for i, request in enumerate(requests):
-                reuses = self._reuses(prompts[i]) and self._is_greedy(request.args[1])
-                (groups.setdefault(repr(request.args[1]), []) if reuses else whole).append(i)
+                (groups.get(repr(request.args[1]), whole) if self._reuses(prompts[i]) else whole).append(i)
             answers: dict[int, str] = {}
             with self._progress("generate_until", len(requests) - len(whole), disable_tqdm) as bar:
-                n_batch = detect_batch_size(self) if groups else 1
+                n_batch = detect_batch_size(self) if len(whole) < len(requests) else 1
                 for members in groups.values():
                     for chosen in self._batches([prompts[i] for i in members], n_batch):
                         batch = [members[i] for i in chosen]

@@ -123,7 +123,7 @@ class _Condition:
     run: str
     model: str
     template: bool
-    marks: tuple[str, ...]  # + Indicator, steered
+    marks: tuple[str, ...]  # with the indicator, steered
     tasks: dict[str, TaskRun] = field(default_factory=dict)
 
 
@@ -161,9 +161,9 @@ def _condition(run: str, task: TaskRun) -> _Condition:
     adapter = arguments.get("peft")
     marks = []
     if task.task.endswith(INDICATOR_SUFFIX):
-        marks.append("+ Indicator")
+        marks.append("[IND] always")
     elif (chosen := arguments.get("indicator")) not in (None, "never"):
-        marks.append(f"+ Indicator {chosen}")
+        marks.append(f"[IND] {chosen}")
     if arguments.get("steer_alpha") is not None:
         marks.append(f"steered, α = {arguments['steer_alpha']}")
     model = task.model if not adapter else f"{task.model} with {adapter}"
@@ -236,4 +236,4 @@ def _read_parquet(name: str, path: Path, found: Found) -> None:
     if {"conversation_id", "turn", "score", "user_tokens"} <= columns:
         found.scores[name] = read_scores(path)
     elif {"prompt", "layer", "head", "group", "share"} <= columns:
-        found.attention[name] = read_attention(path)
+        found.attention[name.removesuffix(f", {path.name}")] = read_attention(path)

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.architectures import CONFIGS, random_model
 
+from ctxaware.demo import demo_model
+from ctxaware.errors import InputError
 from ctxaware.harness.prefix_cache import PrefixCache, Prompt, common_prefix, why_not_exact
 
-EXACT = [name for name in CONFIGS if "gpt-oss" not in name]
 RNG = torch.Generator().manual_seed(0)
 HAYSTACK = torch.randint(3, 60, (60,), generator=RNG).tolist()
 NEEDLE = [61, 62, 63]
@@ -50,7 +51,7 @@ def llama():
 
 
 @pytest.mark.parametrize("n_batch", [1, 4])
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_logits_are_those_of_the_plain_forward(name, n_batch):
     model = random_model(CONFIGS[name]())  # windows of 5 to 7 tokens: nearly all prompts are longer
     assert why_not_exact(model) is None
@@ -172,3 +173,12 @@ def test_a_model_that_passes_over_the_cache_is_found_by_the_trial(llama, monkeyp
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda *a, past_key_values=None, **kw: forward(*a, **kw))
     assert "trial" in why_not_exact(model) or "takes no cache" in why_not_exact(model)
+
+
+@pytest.mark.slow
+def test_rounding_in_16_bits_is_no_reason():
+    try:
+        folder = demo_model()
+    except InputError as error:
+        pytest.skip(str(error))
+    assert why_not_exact(tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)) is None
