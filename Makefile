@@ -27,9 +27,9 @@ demo: demo/result.txt
 demo/result.txt: $(VENV)/.demo
 	mkdir -p demo
 	HF_HUB_OFFLINE=1 $(BIN)/ctxaware gap --instruct "$$($(BIN)/ctxaware demo-model)" --source builtin --tasks nih_ctx \
-		--needle pizza --grid 4x4 --max-context-length 2000 --batch-size 8 --device cpu --out demo >$@.tmp
+		--needle pizza --grid 3x3 --max-context-length 2000 --batch-size 8 --device cpu --out demo >$@.tmp
 	$(BIN)/ctxaware report "without template=demo/instruct-plain" "with template=demo/instruct-template" \
-		--out demo/report.html >>$@.tmp
+		--title "The embedded model, without and with its chat template" --out demo/report.html >>$@.tmp
 	mv $@.tmp $@
 
 demo-train: $(TRAIN_DEMO)/read/.done
@@ -38,8 +38,9 @@ demo-train: $(TRAIN_DEMO)/read/.done
 		$(GATE)/vanilla $(TRAIN_DEMO)/read/plain || [ $$? -ne 2 ]
 	@echo; echo "Tuned with the indicator and asked with [IND], against vanilla:"; \
 		$(GATE)/vanilla $(TRAIN_DEMO)/read/ind --tasks squad_contain=squad_contain_ind --allow prompts || [ $$? -ne 2 ]
-	@echo; $(BIN)/ctxaware report vanilla=$(TRAIN_DEMO)/read/vanilla "+ Indicator, asked without [IND]=$(TRAIN_DEMO)/read/plain" \
-		"+ Indicator, asked with [IND]=$(TRAIN_DEMO)/read/ind" "before tuning=$(TRAIN_DEMO)/read/base" --out $(TRAIN_DEMO)/report.html
+	@echo; $(BIN)/ctxaware report "vanilla=$(TRAIN_DEMO)/read/vanilla" "before tuning=$(TRAIN_DEMO)/read/base" \
+		"with indicator=$(TRAIN_DEMO)/read/plain" "with indicator=$(TRAIN_DEMO)/read/ind" "vanilla=$(TRAIN_DEMO)/vanilla" \
+		"with indicator=$(TRAIN_DEMO)/indicator" --title "Tuned with and without the indicator" --out $(TRAIN_DEMO)/report.html
 
 $(TRAIN_DEMO)/held_out.json: recipes/demo/sayings.py | $(VENV)/.train
 	$(BIN)/python recipes/demo/sayings.py $(TRAIN_DEMO)

@@ -21,7 +21,7 @@ _HOMES = {  # public name: module
     "mean_interval": "ctxaware.intervals",
     "probe_questions": "ctxaware.harness.probe",
     "score_conversations": "ctxaware.scores.formula",
-    "select_turns": "ctxaware.scores.select",
+    "select_turns": "ctxaware.scores.threshold",
     "steer": "ctxaware.attention.steering",
 }
 __all__ = ["__version__", *_HOMES]

@@ -154,6 +154,19 @@ def test_two_processes_are_two_and_equal_one_with_twice_the_accumulation(data, t
 
 
 @pytest.mark.slow
+def test_two_processes_share_the_probe_and_score_it_as_one(data, tmp_path):
+    base = prepared_base(tmp_path / "base")
+    one, two, log = tmp_path / "one", tmp_path / "two", tmp_path / "log"
+    more = (*RESCORED, "--watch_every", "100", "--threshold", "0.28")
+    assert recipe("sft_indicator.py", command(base, data, one, *more), log) == 0, log.read_text()
+    subprocess.run(launch_two(command(base, data, two, *more)), check=True, env=ENVIRONMENT)
+    probes = json.loads((one / "watch.json").read_text())["probes"]
+    assert [probe["step"] for probe in probes] == [0, 3]
+    assert {len(probe["scores"]) for probe in probes} == {72}  # needles and passages, without [IND] and with it
+    assert (two / "watch.json").read_text() == (one / "watch.json").read_text()
+
+
+@pytest.mark.slow
 def test_two_processes_killed_and_started_again_give_the_same_weights(data, tmp_path):
     base = prepared_base(tmp_path / "base")
     epochs = ("--num_train_epochs", "12", "--save_strategy", "steps", "--save_steps", "4", "--threshold", "0.28")

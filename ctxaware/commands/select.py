@@ -25,8 +25,8 @@ def select(
       ctxaware select data/sharegpt --scores scores.parquet --threshold 0.6 --out data/sharegpt_ind
       ctxaware select data/sharegpt --scores layers.parquet --layer 12 --top-percent 10 --out data/sharegpt_top
     """
-    from ctxaware.scores.select import DEFAULT_THRESHOLD
     from ctxaware.scores.select import select as select_turns
+    from ctxaware.scores.threshold import DEFAULT_THRESHOLD
 
     if threshold is None and top_percent is None:
         threshold = DEFAULT_THRESHOLD

@@ -97,7 +97,7 @@ class Endpoint:
         try:
             choice = body["choices"][0]
             message, finish_reason = choice["message"], self._masked(choice.get("finish_reason"))
-            text, refusal = self._masked(message["content"]), self._masked(message.get("refusal"))
+            text, refusal = self._masked(message["content"]), message.get("refusal")
             n_tokens = (body.get("usage") or {}).get("completion_tokens")
             model = self._masked(body.get("model"))
         except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:

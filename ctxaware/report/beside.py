@@ -11,7 +11,7 @@ from ctxaware.report.allocation import summary
 from ctxaware.report.collect import Found, Training
 from ctxaware.report.page import Section
 from ctxaware.report.tables import Cell, Table, table_3, title_of
-from ctxaware.scores.select import DEFAULT_THRESHOLD, TABLE_THRESHOLDS, above_threshold
+from ctxaware.scores.threshold import DEFAULT_THRESHOLD, TABLE_THRESHOLDS, above_threshold
 
 
 def attention(found: Found) -> Section:

@@ -87,8 +87,9 @@ def _scores(evaluations: list[Evaluation], ratings: Mapping[str, float | None]) 
 
 
 def _main_tasks(evaluation: Evaluation) -> dict[str, TaskRun]:
-    """Tasks of table 4: of the needle tests the plain one, over one or four prompts."""
-    return {name: run for name, run in evaluation.tasks.items() if plain_name(name) == _NEEDLE or not _is_needle(name)}
+    """Tasks of table 4: of the needle tests those without a response prefix, over one or four prompts."""
+    matches = {name: _VARIANT.fullmatch(plain_name(name)) for name in evaluation.tasks}
+    return {name: evaluation.tasks[name] for name, match in matches.items() if match is None or not match[2]}
 
 
 def _ablation(evaluations: list[Evaluation], ratings: Mapping[str, float | None]) -> Section:
@@ -164,7 +165,7 @@ def _templates(evaluations: list[Evaluation]) -> Section:
     columns = {column for row in rows.values() for column in row}
     if len(columns) > 1:
         order = sorted(columns, key=lambda column: (column.startswith("with "), column.endswith("no prefix")))
-        section.tables.append(table_7({name: {c: row[c] for c in order if c in row} for name, row in rows.items()}))
+        section.tables.append(table_7({name: {c: row.get(c) for c in order} for name, row in rows.items()}))
     return section
 
 

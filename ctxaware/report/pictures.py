@@ -21,8 +21,8 @@ from ctxaware.report.collect import Training
 from ctxaware.report.samples import TaskRun
 from ctxaware.scores import pictures as of_scores
 from ctxaware.scores.layers import disagreement
-from ctxaware.scores.select import above_threshold
 from ctxaware.scores.table import Scores
+from ctxaware.scores.threshold import above_threshold
 
 _SETTINGS: Any = {"svg.hashsalt": "ctxaware", "svg.fonttype": "none"}  # the same bytes each time; text stays text
 _THEME = (

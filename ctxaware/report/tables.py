@@ -232,7 +232,7 @@ def table_9(
     return _by_task("threshold β", "Ablation of the threshold", runs, ratings, metric)
 
 
-def table_7(runs: Mapping[str, Mapping[str, TaskRun]], metric: str | None = None) -> Table:
+def table_7(runs: Mapping[str, Mapping[str, TaskRun | None]], metric: str | None = None) -> Table:
     """Table 7, the needle test with and without template and prefix.
 
     Args:

@@ -9,8 +9,8 @@ import numpy as np
 from ctxaware.errors import InputError
 from ctxaware.runs.files import output_file
 from ctxaware.scores.pictures import layer_disagreement
-from ctxaware.scores.select import top_percent
 from ctxaware.scores.table import read_scores
+from ctxaware.scores.threshold import top_percent
 
 
 @dataclass(frozen=True)

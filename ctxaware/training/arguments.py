@@ -12,7 +12,7 @@ from trl import ModelConfig, SFTConfig, TrlParser
 from ctxaware.errors import InputError
 from ctxaware.runs.secrets import redacted
 from ctxaware.scores.formula import DEFAULT_LAYER
-from ctxaware.scores.select import DEFAULT_THRESHOLD, check_threshold
+from ctxaware.scores.threshold import DEFAULT_THRESHOLD, check_threshold
 
 
 @dataclass

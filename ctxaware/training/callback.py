@@ -23,7 +23,7 @@ from ctxaware.runs.files import output_file
 from ctxaware.runs.processes import is_sharded, on_main
 from ctxaware.runs.progress import progress_bar
 from ctxaware.scores.formula import DEFAULT_BATCH_TOKENS, score_conversations
-from ctxaware.scores.select import above_threshold, describe_extreme
+from ctxaware.scores.threshold import above_threshold, describe_extreme
 from ctxaware.training.arguments import Arguments
 from ctxaware.training.encoding import Encoder, TurnTable
 from ctxaware.training.turn_scores import find_scores

@@ -2,7 +2,7 @@
 
 import pytest
 from support import tiny
-from support.mt_bench import PROMPTS, QUESTIONS, tiny_model, write_jsonl
+from support.mt_bench import tiny_model, write_data
 
 pytest.importorskip("fastchat", reason="needs the extra mt-bench")
 
@@ -11,18 +11,7 @@ from support.server import Server
 
 @pytest.fixture
 def data_dir(tmp_path):
-    folder = tmp_path / "data"
-    write_jsonl(folder / "mt_bench" / "question.jsonl", QUESTIONS)
-    write_jsonl(
-        folder / "mt_bench" / "reference_answer" / "gpt-4.jsonl",
-        [{"question_id": 2, "choices": [{"index": 0, "turns": ["42", "56"]}]}],
-    )
-    prompt = {"type": "single", "system_prompt": "You are a judge.", "output_format": "[[rating]]"}
-    write_jsonl(
-        folder / "judge_prompts.jsonl",
-        [{**prompt, "name": name, "prompt_template": text} for name, text in PROMPTS.items()],
-    )
-    return folder
+    return write_data(tmp_path / "data")
 
 
 @pytest.fixture

@@ -148,12 +148,13 @@ def test_a_key_is_in_no_file_and_on_no_screen_whatever_the_endpoint_echoes(
 ):
     monkeypatch.setenv("MY_KEY", key)
     error = {"error": {"message": f"bad key {key}", "code": key}}
-    usage = {"completion_tokens": key}
+    counted = {"choices": [{"message": {"content": "fine [[3]]"}}], "usage": {"completion_tokens": key}, "model": key}
     echoes = {
         "Write one line": Say(text=f"my key is {key} [[5]]", model=f"judge of {key}", finish_reason=f"stop {key}"),
         "6 times 7": Say(text=key, message={"refusal": f"I don't serve {key}"}, finish_reason=key),
         "Why is ice": Say(status=400, body=json.dumps(error).encode()),
-        "Name the fruit": Say(body=json.dumps({"choices": key, "usage": usage}).encode()),
+        "Name the fruit": Say(body=json.dumps({"choices": key, key: 1}).encode()),
+        "Now make it rhyme": Say(body=json.dumps(counted).encode()),
         "Its colour?": Say(text=" ", finish_reason=key),
     }
     server.reply = lambda body: next(
@@ -325,7 +326,7 @@ def test_an_endpoint_that_trickles_is_given_up(server, part):
     [
         (b"[" * 400_000, "bad_response"),
         (b'{"choices": ' + b"[" * 400_000, "bad_response"),
-        (b" " * (5 << 20), "bad_response"),
+        (b'{"choices": [{"message": {"content": "[[7]]"}}]}' + b" " * (5 << 20), "bad_response"),
     ],
     ids=["nested", "nested inside", "large"],
 )

@@ -180,9 +180,9 @@ def test_conditions_of_one_folder_are_told_apart(tmp_path):
     names = [row[0] for row in sections["scores"].tables[0].rows]
     assert names == [
         "gap, without template",
-        "gap, + Indicator, without template",
+        "gap, [IND] always, without template",
         "gap, with template",
-        "gap, + Indicator, with template",
+        "gap, [IND] always, with template",
     ]
     (table,) = sections["template"].tables
     assert table.columns == (
@@ -192,7 +192,7 @@ def test_conditions_of_one_folder_are_told_apart(tmp_path):
         "with template, prefix",
         "with template, no prefix",
     )
-    assert [row[0] for row in table.rows] == ["gap", "gap, + Indicator"]
+    assert [row[0] for row in table.rows] == ["gap", "gap, [IND] always"]
     assert [row[1] is None for row in table.rows] == [False, True]
 
 

@@ -6,7 +6,7 @@ import pytest
 from ctxaware.errors import InputError
 from ctxaware.indicator.marking import mark_messages
 from ctxaware.scores.layers import disagreement
-from ctxaware.scores.select import above_threshold, describe_extreme, select_turns, top_percent
+from ctxaware.scores.threshold import above_threshold, describe_extreme, select_turns, top_percent
 
 SCORES = [0.2, 0.6, None, 0.7, 0.95, 0.7]
 

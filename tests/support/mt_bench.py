@@ -35,6 +35,21 @@ def read_jsonl(path):
 N = 2 * len(QUESTIONS)  # judgments a model
 
 
+def write_data(folder):
+    """Questions, a reference answer and judge prompts, as FastChat keeps them; returns `folder`."""
+    write_jsonl(folder / "mt_bench" / "question.jsonl", QUESTIONS)
+    write_jsonl(
+        folder / "mt_bench" / "reference_answer" / "gpt-4.jsonl",
+        [{"question_id": 2, "choices": [{"index": 0, "turns": ["42", "56"]}]}],
+    )
+    prompt = {"type": "single", "system_prompt": "You are a judge.", "output_format": "[[rating]]"}
+    write_jsonl(
+        folder / "judge_prompts.jsonl",
+        [{**prompt, "name": name, "prompt_template": text} for name, text in PROMPTS.items()],
+    )
+    return folder
+
+
 def write_answers(out, model_id="m", **changes):
     """Answers as FastChat writes them; `changes` are finish reasons or texts by question id."""
     rows = []
