@@ -20,7 +20,7 @@ def steer(
     ] = "retrieval",
     tasks: Annotated[
         str, typer.Option(help="nih_ctx or nih_ctx_prefix, and some of squad_contain,quac_contain,drop_contain.")
-    ] = "nih_ctx,quac_contain,drop_contain",
+    ] = "nih_ctx_prefix,quac_contain,drop_contain",
     grid: Annotated[str, typer.Option(help="Needle grid: context lengths x depths.")] = "20x20",
     max_context_length: Annotated[int, typer.Option(help="Longest needle prompt with its answer, in tokens.")] = 4000,
     needle: Annotated[str, typer.Option(help="sf, pizza, or a YAML or JSON file.")] = "sf",
