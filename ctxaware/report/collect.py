@@ -21,6 +21,10 @@ STATISTICS, STEERING, HEADS = "statistics.json", "steer.json", "heads.json"
 _PASSED_OVER = ("checkpoint-", ".")  # starts of the names of folders that hold no results
 
 
+class TwoOfOneName(InputError):
+    """Two results would have one name in the report."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """One model under one condition, and the tasks that it was asked.
@@ -191,7 +195,7 @@ def _named(conditions: Sequence[_Condition]) -> list[Evaluation]:
         evaluations.append(Evaluation(", ".join(parts), condition.model, condition.template, condition.tasks))
     names = [evaluation.name for evaluation in evaluations]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"two evaluations are called {twice[0]!r}; name the folders: before=FOLDER after=FOLDER")
+        raise TwoOfOneName(f"two evaluations are called {twice[0]!r}; name the folders: before=FOLDER after=FOLDER")
     return evaluations
 
 
@@ -200,12 +204,12 @@ def _read_other(run: str, root: Path, path: Path, found: Found) -> None:
     name = run if path.parent == root or path == root else f"{run}, {path.parent.relative_to(root)}"
     try:
         if path.name == STATISTICS and "share_above" in (content := read_json(path)):
-            found.selections[name] = content
+            _put(found.selections, name, content)
         elif path.suffix == ".parquet":
             _read_parquet(run if path == root else f"{run}, {path.relative_to(root)}", path, found)
         elif path.parent.name == "model_judgment" and path.name.endswith("_single.manifest.json"):
             judge = read_json(path)[CONFIGURATION]["judge_model"]
-            found.ratings[f"{run}, judged by {judge}"] = Results(path.parent.parent, judge)
+            _put(found.ratings, f"{run}, judged by {judge}", Results(path.parent.parent, judge))
         elif path.name == RUN:
             configuration = read_json(path).get(CONFIGURATION)
             if isinstance(configuration, dict) and "base_weights" in configuration:  # else of gap, steer or score
@@ -213,11 +217,20 @@ def _read_other(run: str, root: Path, path: Path, found: Found) -> None:
         elif path.name == WATCH and not path.with_name(RUN).is_file():
             found.trainings.append(Training(name, {}, read_json(path)))
         elif path.name.endswith(HEADS) and {"retrieval_heads", "ranking"} <= (content := read_json(path)).keys():
-            found.heads[name] = content
+            _put(found.heads, name, content)
         elif path.name == STEERING:
-            found.steering[name] = read_json(path)
+            _put(found.steering, name, read_json(path))
+    except TwoOfOneName:
+        raise
     except (InputError, KeyError, OSError) as error:
         found.left_out.append(f"{path}: {error}" if not isinstance(error, InputError) else str(error))
+
+
+def _put(mapping: dict, name: str, value: Any) -> None:
+    """Add an entry; a second one under the same name would hide the first."""
+    if name in mapping:
+        raise TwoOfOneName(f"two results are called {name!r}; name the folders: before=FOLDER after=FOLDER")
+    mapping[name] = value
 
 
 def _watch(run: Path) -> dict | None:
@@ -234,6 +247,6 @@ def _read_parquet(name: str, path: Path, found: Found) -> None:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is no whole Parquet file ({error}); make it again") from error
     if {"conversation_id", "turn", "score", "user_tokens"} <= columns:
-        found.scores[name] = read_scores(path)
+        _put(found.scores, name, read_scores(path))
     elif {"prompt", "layer", "head", "group", "share"} <= columns:
-        found.attention[name.removesuffix(f", {path.name}")] = read_attention(path)
+        _put(found.attention, name.removesuffix(f", {path.name}"), read_attention(path))

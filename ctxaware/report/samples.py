@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from ctxaware.errors import InputError
-from ctxaware.runs.files import read_json
 
 _NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d\-.]+)\.jsonl")
 PASSAGE_FIELDS = ("context", "passage", "article", "story")  # where data sets keep the text that questions are about
@@ -56,7 +55,7 @@ class SampleFile:
         Raises:
             InputError: it is no whole JSON object.
         """
-        return read_json(self.results_path) if self.results_path.is_file() else {}
+        return _parse(_read(self.results_path), str(self.results_path)) if self.results_path.is_file() else {}
 
 
 @dataclass(frozen=True)

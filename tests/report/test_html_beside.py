@@ -10,6 +10,7 @@ from support.scores import CONVERSATIONS, write_scores
 
 from ctxaware.attention.roles import GROUPS
 from ctxaware.data.conversations import write_conversations
+from ctxaware.errors import InputError
 from ctxaware.report.collect import collect
 from ctxaware.report.content import make_report
 from ctxaware.report.html import html, latex, markdown
@@ -87,6 +88,12 @@ def test_selections_and_scores_are_one_table_and_their_distributions(tmp_path):
     assert "selected 3, median 10 tokens" in section.pictures[1].alt
     alone = section_of("dependency", ("scores", scores))
     assert alone.tables[0].rows == [("scores", *table.rows[0][1:])]
+
+
+def test_two_files_of_one_name_are_an_error_and_none_hides_the_other(tmp_path):
+    runs = [("scores", write_scores(tmp_path / folder / "scores.parquet")) for folder in ("a", "b")]
+    with pytest.raises(InputError, match="two results are called 'scores'"):
+        collect(runs)
 
 
 def test_scores_of_several_layers_show_how_they_agree(tmp_path):

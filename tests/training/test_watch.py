@@ -110,7 +110,7 @@ def test_a_drop_that_is_shown_stops_the_run_and_one_that_is_not_does_not(base, d
     forgetting = ("--learning_rate", "0.1")
     needles = scored_against(base, [question for question in questions if question.task == "nih_ctx"])
     many = [dataclasses.replace(q, cluster=f"{q.cluster}, copy {i}") for i in range(6) for q in needles]
-    few = many[:2]
+    few = many[:5]  # shown at 5% by itself, and not with three probes to look at
     for name, asked, allowed, stop in (
         ("none", many, 0.02, False),
         ("few", few, 0.02, True),
