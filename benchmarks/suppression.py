@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("suppression"))
     parser.add_argument("--percent", type=float, default=5, help="of all heads")
     parser.add_argument("--draws", type=int, default=5, help="random sets of heads; their seeds are 0, 1, …")
+    parser.add_argument("--same-layers", action="store_true", help="draw as many in each layer as the top has there")
     parser.add_argument("--needle", default="sf")
     parser.add_argument("--source", default="hub")
     parser.add_argument("--grid", default="5x4")
@@ -45,9 +46,10 @@ def main() -> None:
     ranking = [(head["layer_idx"], head["head_idx"]) for head in found["ranking"]]
     top = top_heads(ranking, args.percent)
     sets = {"all heads": [], f"without the top {len(top)}": top}
+    where = "in the same layers, " if args.same_layers else ""
     for seed in range(args.draws):
-        drawn = np.random.default_rng(seed).choice(len(ranking) - len(top), size=len(top), replace=False)
-        sets[f"without {len(top)} others, seed {seed}"] = [ranking[len(top) + i] for i in sorted(drawn)]
+        drawn = draw(ranking, top, args.same_layers, np.random.default_rng(seed))
+        sets[f"without {len(drawn)} others, {where}seed {seed}"] = drawn
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer = load_model(args.model, None, "auto", device), load_tokenizer(args.model)
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=args.batch_size)
@@ -64,6 +66,19 @@ def main() -> None:
         ("top less random", without_top, random),
     ]:
         print(f"{title}: {mean_interval(np.subtract(first, second).tolist(), bounds=DIFFERENCE)}")
+
+
+def draw(ranking: list[tuple[int, int]], top: list[tuple[int, int]], same_layers: bool, rng) -> list[tuple[int, int]]:
+    """As many heads outside the top, drawn from all layers, or in each layer as many as the top has there."""
+    rest = ranking[len(top) :]
+    if not same_layers:
+        return [rest[i] for i in sorted(rng.choice(len(rest), size=len(top), replace=False))]
+    drawn = []
+    for layer_idx in sorted({layer_idx for layer_idx, _ in top}):
+        here = sorted(head for head in rest if head[0] == layer_idx)
+        n = min(len(here), sum(layer == layer_idx for layer, _ in top))
+        drawn += [here[i] for i in sorted(rng.choice(len(here), size=n, replace=False))]
+    return drawn
 
 
 def evaluated(args, lm, model, name: str, heads: list[tuple[int, int]], fingerprint: str) -> list[float]:

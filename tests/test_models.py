@@ -84,6 +84,15 @@ def test_a_model_s_own_code_is_refused_in_one_line_and_nobody_is_asked(tmp_path,
     assert not marker.exists()
 
 
+def test_a_configuration_that_transformers_knows_does_not_open_the_door_to_a_model_s_code(tmp_path, with_code):
+    folder = tiny.save_model(tmp_path / "m", tiny.byte_level_tokenizer())
+    marker = with_code(folder, "config.json", AutoModelForCausalLM="own.Model")
+    reconfigure(folder, model_type="vit")  # no causal language model of transformers' own
+    with pytest.raises(InputError, match="needs code of its own"):
+        load_model(str(folder), None, torch.float32, "cpu")
+    assert not marker.exists()
+
+
 def test_a_tokenizer_s_own_code_is_refused(tmp_path, with_code):
     folder = tiny.save_model(tmp_path / "m", tiny.byte_level_tokenizer())
     config = json.loads((folder / "tokenizer_config.json").read_text())

@@ -61,11 +61,12 @@ class KeyMask:
         return self.memo[key]
 
     def block(self, start: int, end: int, first: int, last: int, device: torch.device) -> torch.Tensor:
-        """bool `[batch or 1, 1, end - start, last - first]`: query rows by keys, counted from this forward's first.
+        """bool `[batch, 1, end - start, last - first]`: query rows by keys, counted from this forward's first.
 
         A row of padding sees itself, so that no row is empty: an empty one is not a number, and spreads.
         """
         rows = torch.arange(start, end, device=device)[None] + self.first_query
+        rows = rows.expand(self.batch, -1)  # chunks start where a row's padding ends, so rows differ
         mask = LazyMask(self.visible, self.reach).block(rows, first + self.first_key, last + self.first_key)
         if self.padding is None:
             return mask

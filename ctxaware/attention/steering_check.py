@@ -72,7 +72,7 @@ def steer_eagerly(
 def check_against_eager(
     model: PreTrainedModel, steered: Callable[..., contextlib.AbstractContextManager], n_tokens: int = 48
 ) -> list[int]:
-    """Compare a steered forward over a short random sequence with the plain formula.
+    """Compare a steered forward over two short random sequences, one padded on the left, with the plain formula.
 
     It costs two short forwards, and turns an architecture whose attention does something unforeseen into an error in
     place of answers that are steered wrongly.
@@ -80,7 +80,7 @@ def check_against_eager(
     Args:
         model: of transformers' attention interface.
         steered: of (user_tokens, heads, alpha), a block in which `model` is steered.
-        n_tokens: of the sequence.
+        n_tokens: of the longer sequence.
 
     Returns:
         The layers with softmax attention.
@@ -91,15 +91,19 @@ def check_against_eager(
     decoder, config = text_decoder(model), model.config.get_text_config(decoder=True)
     generator = torch.Generator().manual_seed(0)
     n_vocabulary = min(model.get_input_embeddings().weight.shape[0], 1000)  # plain text tokens stand early
-    input_ids = torch.randint(n_vocabulary, (1, n_tokens), generator=generator).to(model.device)
-    user_tokens = (torch.rand((1, n_tokens), generator=generator) < 0.5).to(model.device)
+    input_ids = torch.randint(n_vocabulary, (2, n_tokens), generator=generator).to(model.device)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, : n_tokens // 3] = 0
+    present = attention_mask.bool()
+    user_tokens = (torch.rand((2, n_tokens), generator=generator) < 0.5).to(model.device) & present
     is_steered = torch.rand((config.num_hidden_layers, config.num_attention_heads), generator=generator) < 0.5
     heads = dict(enumerate(is_steered.to(model.device)))
     outputs = []
     with torch.no_grad():
         for way in (steered(user_tokens, heads, 0.1), steer_eagerly(model, user_tokens, heads, 0.1)):
             with way as seen:
-                outputs.append(decoder(input_ids=input_ids, use_cache=False).last_hidden_state.float())
+                out = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+                outputs.append(out[0][present].float())
     difference = float((outputs[0] - outputs[1]).abs().mean() / outputs[1].abs().mean())
     if not difference <= (1e-3 if model.dtype == torch.float32 else 0.1):  # meanings differ by more, rounding by less
         raise InputError(

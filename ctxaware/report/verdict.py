@@ -1,7 +1,6 @@
 """The gate's answer in words: Markdown for people, JSON for programs, JUnit XML for CI servers."""
 
 import dataclasses
-import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from ctxaware.intervals import Difference
 from ctxaware.report.gate import FAIL, INCONCLUSIVE, PASS, POWER, Gate, Judgment
 from ctxaware.report.samples import TaskRun
 from ctxaware.report.tables import Table, escape_markdown
-from ctxaware.runs.files import write_text
+from ctxaware.runs.files import write_json, write_text
 
 _PLURALS = {"cell": "cells", "passage": "passages", "question": "questions", "cluster": "clusters"}
 
@@ -134,14 +133,10 @@ def junit(gate: Gate) -> str:
 
 def save(gate: Gate, out: Path) -> list[Path]:
     """Write `gate.md`, `gate.json` and `gate.xml` into a folder, and return their paths."""
-    texts = {
-        "gate.md": markdown(gate),
-        "gate.json": json.dumps(content(gate), indent=2, allow_nan=False) + "\n",
-        "gate.xml": junit(gate),
-    }
-    for name, text in texts.items():
-        write_text(out / name, text)
-    return [out / name for name in texts]
+    write_text(out / "gate.md", markdown(gate))
+    write_json(out / "gate.json", content(gate))
+    write_text(out / "gate.xml", junit(gate))
+    return [out / name for name in ("gate.md", "gate.json", "gate.xml")]
 
 
 def _signed(judgment: Judgment) -> str:

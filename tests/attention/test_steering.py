@@ -71,6 +71,15 @@ def test_a_padded_batch_equals_the_plain_formula_for_32_generated_tokens(model, 
     assert (unsteered - plain).abs().mean() > 0.05, "the example must tell steering from none"
 
 
+def test_chunks_that_start_where_the_padding_ends_equal_the_plain_formula():
+    experts = {"num_local_experts": 2, "intermediate_size_mlp": 48, "pad_token_id": 0}
+    model = random_model(tf.Llama4TextConfig(**{**SMALL, **experts}, attention_chunk_size=8))
+    inputs = batch()
+    with ctxaware.steer(model, None, HEADS, ALPHA):
+        sequences, logits = generate(model, inputs)
+    torch.testing.assert_close(logits, plain_logits(model, sequences, inputs), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("heads", ["all", [(2, 0)]], ids=["all heads", "one head"])
 def test_one_prompt_without_padding_equals_the_plain_formula(model, heads):
     inputs = batch((N_PROMPT,))
@@ -412,3 +421,13 @@ def test_in_bfloat16_the_columns_keep_log_alpha_to_a_ten_thousandth(alpha):
     summand = query.double() @ key.double().transpose(2, 3) * 0.25
     expected = math.log(alpha) * (steered[:, None, None] & outside[0])
     torch.testing.assert_close(summand[0], expected.double().expand(2, 3, 3), atol=1e-4, rtol=0)
+
+
+def test_a_generate_of_the_models_own_comes_back(llama):
+    llama.generate = own = lambda *args, **kwargs: "own"
+    try:
+        with _steered(llama):
+            assert llama.generate() == "own"
+        assert llama.generate is own
+    finally:
+        del llama.generate

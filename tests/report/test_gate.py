@@ -344,5 +344,5 @@ def test_a_place_that_can_not_be_written_is_one_line(runs, tmp_path):
     (tmp_path / "file").write_text("mine")
     error = call(*runs({"t": [1, 0]}, {"t": [1, 0]}), "--out", tmp_path / "file").exception
     assert isinstance(error, InputError)
-    assert "can't be written" in str(error)
+    assert "can't write" in str(error)
     assert (tmp_path / "file").read_text() == "mine"
