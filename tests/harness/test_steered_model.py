@@ -213,3 +213,17 @@ def test_a_back_end_that_would_pass_over_the_arguments_is_refused(model_folder, 
     )
     with pytest.raises(InputError, match=f"{argument} steer attention, and HFLM can't; only --model ctxaware can"):
         simple_evaluate(lm, tasks=["drop_contain"], task_manager=manager, limit=2, bootstrap_iters=0)
+
+
+def test_a_begun_answer_and_a_bos_that_the_tokenizer_adds_belong_to_nobody(model):
+    from tokenizers.processors import TemplateProcessing
+
+    adds_bos = chats.make_tokenizer(chats.CHATML)
+    adds_bos._tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    lm = make(model, adds_bos, steer_alpha=ALPHA, steer_heads="all")
+    messages = [{"role": "user", "content": "Which ships?"}, {"role": "assistant", "content": "Three"}]
+    text = lm.apply_chat_template(messages, add_generation_prompt=False)
+    assert text.endswith("Three")
+    ids = tuple(adds_bos(text)["input_ids"])
+    assert ids[0] == 1
+    assert adds_bos.decode([key // 2 for key in lm.cache_key(ids, text) if key % 2]) == "Which ships?"
