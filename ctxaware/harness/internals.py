@@ -1,6 +1,8 @@
 """Everything private of lm-eval that the project touches; a test for each fails when a release changes it."""
 
 import contextlib
+import functools
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, TracebackType
@@ -113,3 +115,40 @@ def one_line_in_lm_eval() -> Iterator[None]:
         if "lm_eval.__main__" in sys.modules or getattr(main, "name", None) == "lm_eval.__main__":
             sys.excepthook = _one_line_excepthook
         raise
+
+
+@contextlib.contextmanager
+def answers_cached_as_json() -> Iterator[None]:
+    """The harness's cache of answers (`use_cache`) holds JSON inside, where it holds pickles by itself.
+
+    Reading a pickle runs code: a folder of results from somebody else could then do anything.
+    """
+    from lm_eval.api import model
+
+    harness_own = model.CachingLM
+
+    class JsonCachingLM(harness_own):  # type: ignore[misc, valid-type]
+        dbdict: Any
+
+        def __init__(self, lm: Any, cache_db: str) -> None:
+            from sqlitedict import SqliteDict
+
+            super().__init__(lm, cache_db)
+            self.dbdict.close()
+            decode = functools.partial(_read_answer, cache_db)
+            self.dbdict = SqliteDict(cache_db, autocommit=True, encode=json.dumps, decode=decode)
+            lm.set_cache_hook(self.get_cache_hook())
+
+    model.CachingLM = JsonCachingLM
+    try:
+        yield
+    finally:
+        model.CachingLM = harness_own
+
+
+def _read_answer(cache_db: str, value: Any) -> Any:
+    try:
+        answer = json.loads(value)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"the cache of answers {cache_db} does not hold JSON; remove it and run again") from error
+    return tuple(answer) if isinstance(answer, list) else answer  # a log-likelihood is a pair

@@ -51,7 +51,7 @@ class ContextTask(ConfigurableTask):
 
     settings_class: type
     needs_tokenizer = False
-    _n_answers = _n_empty = 0
+    _n_requests = _n_answers = _n_empty = 0
 
     def __init__(
         self,
@@ -143,6 +143,7 @@ class ContextTask(ConfigurableTask):
             self._keep_greedy(self.config.generation_kwargs)
             self._n_answers = self._n_empty = 0
             super().build_all_requests(**kwargs)
+            self._n_requests = len(self.instances)
             self._check_form()
             self._check_window()
 
@@ -211,7 +212,7 @@ class ContextTask(ConfigurableTask):
     def _count_empty(self, response: str) -> None:
         """Warn after the last answer where most are empty: such a run measures nothing."""
         self._n_answers, self._n_empty = self._n_answers + 1, self._n_empty + (not response.strip())
-        if self._n_answers == len(self.instances) and 2 * self._n_empty > self._n_answers:
+        if self._n_answers == self._n_requests and 2 * self._n_empty > self._n_answers:
             logger.warning(
                 "%s: %s of %s answers are empty, so the score says little about the context; a chat model needs "
                 "--apply_chat_template, or a _prefix task, which begins the answer",

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ctxaware.harness.internals import answers_cached_as_json
 from ctxaware.harness.paths import tasks_folder
 from ctxaware.report.samples import TaskRun, find_samples, read_task
 from ctxaware.runs.files import remove_unfinished, whole_folder
@@ -38,18 +39,19 @@ def run_tasks(
 
     manager = TaskManager(include_path=str(tasks_folder()), include_defaults=False, metadata={**arguments, **settings})
     tracker = EvaluationTracker()
-    results = simple_evaluate(
-        model=lm,
-        model_args=dict(arguments),
-        tasks=list(folders),
-        task_manager=manager,
-        apply_chat_template=template,
-        use_cache=str(cache),
-        samples=None if documents is None else {task: list(documents) for task in folders},
-        log_samples=True,
-        evaluation_tracker=tracker,
-        bootstrap_iters=0,
-    )
+    with answers_cached_as_json():
+        results = simple_evaluate(
+            model=lm,
+            model_args=dict(arguments),
+            tasks=list(folders),
+            task_manager=manager,
+            apply_chat_template=template,
+            use_cache=str(cache),
+            samples=None if documents is None else {task: list(documents) for task in folders},
+            log_samples=True,
+            evaluation_tracker=tracker,
+            bootstrap_iters=0,
+        )
     samples = results.pop("samples")
     for task, folder in folders.items():
         of_task = {key: {task: part[task]} if _is_by_task(part, task) else part for key, part in results.items()}

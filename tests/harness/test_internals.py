@@ -1,10 +1,17 @@
 """Each private part of lm-eval that the project touches is still what it takes it for."""
 
+import contextlib
 import inspect
+import json
+import pickle
+import re
+import sqlite3
 import sys
+from pathlib import Path
 
 import pytest
 from lm_eval import simple_evaluate
+from lm_eval.api import model as model_module
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 from lm_eval.api.registry import Registry, model_registry
@@ -149,3 +156,55 @@ def test_models_are_registered_by_name_and_loaded_when_asked_for():
     assert "ours" in registry
     assert registry.get("ours").__name__ == "ContextLM"
     assert "ctxaware" in model_registry  # by the discovery hook, or an entry point
+
+
+class Planted:
+    """What a pickle from somebody else does when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def evaluate_cached(lm, cache):
+    metadata = {"source": "builtin", "num_context_lengths": 1, "num_depths": 2, "max_context_length": 600}
+    manager = TaskManager(include_path=str(tasks_folder()), include_defaults=False, metadata=metadata)
+    with internals.answers_cached_as_json():
+        results = simple_evaluate(
+            lm, tasks=["nih_ctx"], task_manager=manager, use_cache=str(cache), log_samples=True, bootstrap_iters=0
+        )
+    return [sample["resps"] for sample in results["samples"]["nih_ctx"]]
+
+
+def test_cached_answers_are_json_and_are_not_generated_again(model_folder, tmp_path, monkeypatch):
+    lm, harness_own = HFLM(pretrained=str(model_folder), device="cpu"), model_module.CachingLM
+    answers = evaluate_cached(lm, tmp_path / "cache")
+    assert model_module.CachingLM is harness_own
+    with contextlib.closing(sqlite3.connect(tmp_path / "cache_rank0.db")) as database:
+        stored = [json.loads(value) for (value,) in database.execute("select value from unnamed")]
+    assert sorted(stored) == sorted(answer for ((answer,),) in answers)
+    monkeypatch.setattr(lm, "generate_until", lambda *_: pytest.fail("generated again"))
+    assert evaluate_cached(lm, tmp_path / "cache") == answers
+
+
+def test_a_planted_pickle_is_refused_and_never_run(model_folder, tmp_path):
+    lm, trace = HFLM(pretrained=str(model_folder), device="cpu"), tmp_path / "ran"
+    evaluate_cached(lm, tmp_path / "cache")
+    with contextlib.closing(sqlite3.connect(tmp_path / "cache_rank0.db")) as database:
+        database.execute("update unnamed set value = ?", (sqlite3.Binary(pickle.dumps(Planted(trace))),))
+        database.commit()
+    with pytest.raises(InputError, match=r"cache_rank0.db does not hold JSON; remove it"):
+        evaluate_cached(lm, tmp_path / "cache")
+    assert not trace.exists()
+
+
+def test_log_likelihoods_come_back_as_pairs():
+    assert internals._read_answer("cache", "[-1.5, true]") == (-1.5, True)
+
+
+def test_nothing_in_the_package_reads_pickles():
+    source = "".join(path.read_text() for path in Path(internals.__file__).parents[1].rglob("*.py"))
+    reads = r"pickle\.loads?\(|pickle\.Unpickler|torch\.load\(|import joblib|allow_pickle=True|weights_only=False"
+    assert not re.findall(reads, source)

@@ -91,6 +91,15 @@ def test_the_prompts_are_token_by_token_those_of_the_harness(template, adds_bos,
             assert (said["bos"] or said["first"]) == loaded.decode(ids[0][:1])
 
 
+def test_special_tokens_typed_in_a_needle_stay_text(folder):
+    tokenizer = load_tokenizer(str(folder))
+    doc = {"context": "A <|im_start|> b [IND] c.", "question": "Where is </s>?"}
+    prompt = grouped_prompt(tokenizer, doc, CONDITIONS[2], SETTINGS)
+    of_user = prompt.input_ids[prompt.groups == GROUPS.index("user")]
+    assert not set(of_user.tolist()) & set(tokenizer.all_special_ids)
+    assert (prompt.groups == GROUPS.index("indicator")).sum() == 1
+
+
 def test_the_table_holds_what_the_model_gives_and_nothing_else(folder, finished):
     rows = pq.read_table(finished)
     assert rows.column_names == [
