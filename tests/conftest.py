@@ -6,7 +6,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that forgets itself fails
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support import chats, tiny
+
+# the same examples on every machine, however slow it is; HYPOTHESIS_PROFILE=default draws others
+settings.register_profile(
+    "ctxaware", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ctxaware"))
 
 
 @pytest.fixture(params=["byte_level", "sentencepiece_like"])

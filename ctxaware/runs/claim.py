@@ -118,7 +118,8 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _merged(stored: dict[str, Any], current: dict[str, Any], grows: Collection[str]) -> dict[str, Any]:
-    return current | {key: {**stored.get(key, {}), **current.get(key, {})} for key in grows}
+    old = {key: stored[key] if isinstance(stored.get(key), dict) else {} for key in grows}
+    return current | {key: {**old[key], **current.get(key, {})} for key in grows}
 
 
 def _short(value: Any) -> str:

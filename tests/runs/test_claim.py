@@ -9,7 +9,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ctxaware.errors import InputError
@@ -105,7 +105,6 @@ VALUES = st.recursive(
 CONFIGURATIONS = st.dictionaries(st.text("abc", min_size=1, max_size=2), VALUES, max_size=4)
 
 
-@settings(deadline=None)
 @given(CONFIGURATIONS, CONFIGURATIONS)
 def test_no_difference_is_said_of_equal_configurations_alone(one, other):
     assert describe_difference(one, one) == ""
@@ -114,7 +113,6 @@ def test_no_difference_is_said_of_equal_configurations_alone(one, other):
     assert describe_difference(one, {**one, "new": None}) == "", "a setting that did not exist is one not given"
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200) | CONFIGURATIONS.map(lambda c: json.dumps({"configuration": c}).encode()[:-1]))
 def test_any_bytes_are_a_manifest_or_an_input_error(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "any.json"
