@@ -159,9 +159,7 @@ def test_an_installed_wheel_reads_its_own_tasks_and_a_checkout_its_folder(wheels
     code = "from ctxaware.harness.paths import tasks_folder; print(tasks_folder())"
     for place, expected in ((tmp_path, tmp_path / "ctxaware" / "tasks"), (ROOT, ROOT / "tasks")):
         environment = {**os.environ, "PYTHONPATH": str(place)}
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=place
-        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=place)
         assert done.stdout.strip() == str(expected), done.stderr
 
 

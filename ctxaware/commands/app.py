@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from typing import Any
 
 import typer
 
@@ -35,10 +36,19 @@ for name in COMMANDS:
     app.add_typer(importlib.import_module(f"ctxaware.commands.{name}").app)
 
 
+USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, wherever this release of typer keeps it
+
+
 def main() -> None:
-    """Run the command; an `InputError` becomes one line and exit code 2."""
+    """Run the command; a mistake in its options, or an `InputError`, becomes one line and exit code 2."""
     try:
-        app()
+        exit_code = app(standalone_mode=False)
     except InputError as error:
         print_error(error)
-        sys.exit(2)
+        exit_code = 2
+    except USAGE_ERROR as error:
+        print_error(error.format_message())
+        exit_code = error.exit_code
+    except typer.Abort:
+        exit_code = 1
+    sys.exit(exit_code if isinstance(exit_code, int) else 0)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ctxaware.commands.options import DType
+
 app = typer.Typer()
 
 
@@ -21,7 +23,7 @@ def attention(
     max_context_length: Annotated[int, typer.Option(help="Longest prompt with its answer, in tokens.")] = 4000,
     needle: Annotated[str, typer.Option(help="sf, pizza, or a YAML or JSON file.")] = "sf",
     source: Annotated[str, typer.Option(help="hub, builtin, or a folder of .txt files: the haystack.")] = "hub",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; auto: bfloat16 on CUDA.")] = "auto",
+    dtype: Annotated[DType, typer.Option(help="auto: bfloat16 on CUDA, else float32.")] = DType.auto,
 ) -> None:
     """Say how much of a model's attention the user's text gets, without and with the chat template.
 
@@ -45,7 +47,7 @@ def attention(
     from ctxaware.runs.processes import process_state
 
     settings = needle_settings(grid, max_context_length, needle, source)
-    path = measure(AllocationRun(tuple(instruct), base, indicator, layer, settings, dtype, out))
+    path = measure(AllocationRun(tuple(instruct), base, indicator, layer, settings, dtype.value, out))
     if (state := process_state()).is_main_process:
         models = read(path)
         found = summary.summarise(models)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ctxaware.commands.options import Backend
+
 app = typer.Typer()
 
 
@@ -23,7 +25,7 @@ def gap(
     haystack: Annotated[
         str | None, typer.Option(help="hub, builtin, or a folder of .txt files; follows --source.")
     ] = None,
-    model_backend: Annotated[str, typer.Option(help="The harness's back end: hf or vllm.")] = "hf",
+    model_backend: Annotated[Backend, typer.Option(help="The harness's back end.")] = Backend.hf,
     model_args: Annotated[str, typer.Option(help="More arguments for the back end, as lm_eval takes them.")] = "",
     batch_size: Annotated[str, typer.Option(help="Prompts at a time, or auto.")] = "1",
     device: Annotated[str | None, typer.Option(help="cuda, cuda:0, cpu, …; default: the back end's choice.")] = None,
@@ -41,18 +43,15 @@ def gap(
     from lm_eval.utils import setup_logging
 
     from ctxaware.commands.options import needle_metadata, parse_model_args, parse_names
-    from ctxaware.errors import InputError
     from ctxaware.report import gap as gap_module
 
-    if model_backend not in ("hf", "vllm"):
-        raise InputError(f"--model-backend must be hf or vllm, got {model_backend!r}")
     setup_logging()
     models = {"base": base, "instruct": instruct}
     plan = gap_module.Plan(
         models={key: name for key, name in models.items() if name},
         tasks=parse_names(tasks),
         settings=needle_metadata(grid, max_context_length, needle, source, haystack),
-        backend=model_backend,
+        backend=model_backend.value,
         model_args=parse_model_args(model_args),
         batch_size=batch_size,
         device=device,

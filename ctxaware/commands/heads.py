@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ctxaware.commands.options import DType
+
 app = typer.Typer()
 
 
@@ -16,7 +18,7 @@ def heads(
     max_context_length: Annotated[int, typer.Option(help="Longest prompt with its answer, in tokens.")] = 4000,
     needle: Annotated[str, typer.Option(help="sf, pizza, or a YAML or JSON file.")] = "sf",
     source: Annotated[str, typer.Option(help="hub, builtin, or a folder of .txt files: the haystack.")] = "hub",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; auto: bfloat16 on CUDA.")] = "auto",
+    dtype: Annotated[DType, typer.Option(help="auto: bfloat16 on CUDA, else float32.")] = DType.auto,
 ) -> None:
     """Find the retrieval head of each layer (eq. 3), and rank all heads by what they read of the needle.
 
@@ -31,7 +33,7 @@ def heads(
     from ctxaware.commands.options import needle_settings
     from ctxaware.report.head_search import TOP_PERCENT, find_heads
 
-    found = find_heads(model, needle_settings(grid, max_context_length, needle, source), dtype, out)
+    found = find_heads(model, needle_settings(grid, max_context_length, needle, source), dtype.value, out)
     print(f"retrieval head of each layer, over {found['n_prompts']} prompts")
     print("layer  head  agreement  attention on the user's tokens")
     for head in found["retrieval_heads"]:

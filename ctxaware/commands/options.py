@@ -1,12 +1,45 @@
 """What several commands read from their options."""
 
 import re
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from ctxaware.errors import InputError
 
 if TYPE_CHECKING:
     from ctxaware.harness.settings import NeedleSettings
+
+
+class DType(str, Enum):
+    """Of a model's weights, as `models.DTYPES`."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Dataset(str, Enum):
+    """What `prepare` knows, as `data.releases.DATASETS`."""
+
+    sharegpt = "sharegpt"
+    ultrachat = "ultrachat"
+    wizardlm = "wizardlm"
+    messages = "messages"
+
+
+class Format(str, Enum):
+    """Of conversations in a file, as `data.conversations.FORMATS`."""
+
+    parquet = "parquet"
+    jsonl = "jsonl"
+
+
+class Backend(str, Enum):
+    """Of the harness, as far as `gap` knows them."""
+
+    hf = "hf"
+    vllm = "vllm"
 
 
 def parse_grid(grid: str) -> tuple[int, int]:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ctxaware.commands.options import Dataset, Format
+
 app = typer.Typer()
 
 
@@ -13,9 +15,9 @@ def prepare(
     source: Annotated[
         str, typer.Argument(help="A JSON, JSONL or Parquet file, a folder, owner/name on the hub, or hub.")
     ],
-    dataset: Annotated[str, typer.Option(help="sharegpt, ultrachat, wizardlm, or messages for any other.")],
+    dataset: Annotated[Dataset, typer.Option(help="What the release is; messages for any other.")],
     out: Annotated[Path, typer.Option(help="Folder for conversations and statistics.json.")],
-    format: Annotated[str, typer.Option(help="parquet or jsonl.")] = "parquet",
+    format: Annotated[Format, typer.Option(help="Of the file that is written.")] = Format.parquet,
     tokenizer: Annotated[str | None, typer.Option(help="Hub name or folder, for the mean number of tokens.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     salvage: Annotated[
@@ -32,7 +34,7 @@ def prepare(
     """
     from ctxaware.data.prepare import PrepareRun, prepare_dataset
 
-    statistics = prepare_dataset(PrepareRun(source, dataset, out, format, tokenizer, revision, salvage))
+    statistics = prepare_dataset(PrepareRun(source, dataset.value, out, format.value, tokenizer, revision, salvage))
     mean = f", {statistics['mean_tokens']:,.2f} tokens on average" if statistics["mean_tokens"] else ""
     print(f"{out}: {statistics['conversations']:,} conversations, {statistics['instructions']:,} instructions{mean}")
     if statistics["broken_after"] is not None:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ctxaware.commands.options import DType
+
 app = typer.Typer()
 
 
@@ -16,7 +18,7 @@ def score(
     layer: Annotated[str, typer.Option(help="15, or several: 9,15, or all (adds a column layer).")] = "15",
     max_length: Annotated[int, typer.Option(help="Tokens kept of a conversation.")] = 2048,
     batch_tokens: Annotated[int, typer.Option(help="Tokens of a batch, padding included.")] = 16384,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; auto: bfloat16 on CUDA.")] = "auto",
+    dtype: Annotated[DType, typer.Option(help="auto: bfloat16 on CUDA, else float32.")] = DType.auto,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default: the best there is.")] = None,
     limit: Annotated[int | None, typer.Option(help="Score only the first conversations.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
@@ -37,7 +39,7 @@ def score(
 
     from ctxaware.scores.run import ScoreRun, score_file
 
-    run = ScoreRun(data, model, out, layer, max_length, batch_tokens, dtype, device, limit, revision)
+    run = ScoreRun(data, model, out, layer, max_length, batch_tokens, dtype.value, device, limit, revision)
     rejected = score_file(run)
     if (state := PartialState()).is_main_process:
         _say_scored(out, rejected)

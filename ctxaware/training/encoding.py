@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,16 +23,15 @@ class Encoder:
     Args:
         tokenizer: with the chat template of training.
         max_length: tokens kept from the start; None for all.
-        assistant_only_loss: labels of responses alone (the template has `{% generation %}`); else of all tokens.
+        assistant_only_loss: labels of responses alone; else of all tokens. Where the template lacks `{% generation %}`,
+            TRL's form of it says which tokens are responses.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, max_length: int | None, assistant_only_loss: bool = False
     ) -> None:
-        if assistant_only_loss and not re.search(r"\{%-?\s*generation\b", tokenizer.chat_template):
-            raise InputError(
-                "assistant_only_loss needs a chat template with {% generation %}; pass --chat_template tinyllama"
-            )
+        has_marks = re.search(r"\{%-?\s*generation\b", tokenizer.chat_template)
+        self._masking_template = _with_generation(tokenizer) if assistant_only_loss and not has_marks else None
         self.tokenizer, self.max_length, self.assistant_only_loss = tokenizer, max_length, assistant_only_loss
         self._pattern = special_token_pattern(tokenizer)
 
@@ -45,19 +45,20 @@ class Encoder:
             selected: one entry per user message.
 
         Raises:
-            InputError: the chat template rejects the conversation.
+            InputError: the chat template rejects the conversation, or the one that says which tokens are responses
+                gives other tokens.
         """
         from jinja2.exceptions import TemplateError
 
         plain = [{"role": m["role"], "content": defuse(m["content"], self._pattern)} for m in messages]
+        marked = mark_messages(plain, selected)
         try:
-            encoded = self.tokenizer.apply_chat_template(
-                mark_messages(plain, selected),
-                tokenize=True,
-                return_dict=True,
-                return_assistant_tokens_mask=self.assistant_only_loss,
-                tokenizer_kwargs={"verbose": False},  # longer than the window: cut below
-            )
+            encoded = self._encode(marked, self.assistant_only_loss, self._masking_template)
+            if self._masking_template and encoded["input_ids"] != self._encode(marked, False)["input_ids"]:
+                raise InputError(
+                    "assistant_only_loss: TRL's training form of this chat template writes this conversation otherwise "
+                    "than the template itself, so training would not see what evaluation sees"
+                )
         except TemplateError as error:
             raise InputError(f"the chat template rejects this conversation: {error}") from error
         ids = encoded["input_ids"][: self.max_length]
@@ -65,6 +66,36 @@ class Encoder:
             return {"input_ids": ids, "labels": list(ids)}
         is_response = encoded["assistant_masks"][: self.max_length]
         return {"input_ids": ids, "labels": [i if r else _IGNORED for i, r in zip(ids, is_response, strict=True)]}
+
+    def _encode(self, messages: list[dict], masks: bool, chat_template: str | None = None) -> Any:
+        return self.tokenizer.apply_chat_template(
+            messages,
+            chat_template=chat_template,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=masks,
+            tokenizer_kwargs={"verbose": False},  # longer than the window: cut by the caller
+        )
+
+
+def _with_generation(tokenizer: PreTrainedTokenizerBase) -> str:
+    """TRL's form of a known chat template, with `{% generation %}` around responses.
+
+    Raises:
+        InputError: TRL does not know this template.
+    """
+    from trl.chat_template_utils import get_training_chat_template
+
+    try:
+        template = get_training_chat_template(tokenizer)
+    except ValueError:
+        template = None
+    if template is None:
+        raise InputError(
+            "assistant_only_loss needs a chat template with {% generation %}, or one for which TRL has such a form; "
+            "pass --chat_template tinyllama"
+        )
+    return template
 
 
 class TurnTable:

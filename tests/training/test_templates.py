@@ -1,7 +1,7 @@
 """What training sees is what evaluation feeds."""
 
 import pytest
-from support import tiny
+from support import chats, tiny
 
 from ctxaware.errors import InputError
 from ctxaware.harness.prompts import user_prompt
@@ -71,3 +71,41 @@ def test_unknown_names_and_roles_and_missing_tokens_are_errors(tokenizer):
         chat_template("own", tokenizer)
     tokenizer.bos_token = None
     assert "bos_token" not in chat_template("tinyllama", tokenizer)
+
+
+TWO_TURNS = [
+    {"role": "user", "content": "Who keeps the light?"},
+    {"role": "assistant", "content": "The keeper."},
+    {"role": "user", "content": "Since when?"},
+    {"role": "assistant", "content": "Since 1823."},
+]
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen2_5", "gemma"])
+def test_responses_alone_are_found_in_known_templates_without_generation_marks(name):
+    templates = chats.trl_templates()
+    plain = Encoder(chats.make_tokenizer(templates[name]), None, assistant_only_loss=True)(TWO_TURNS, [False, False])
+    marked = Encoder(chats.make_tokenizer(templates[f"{name}_training"]), None, assistant_only_loss=True)
+    assert plain == marked(TWO_TURNS, [False, False])
+    assert (
+        plain["input_ids"]
+        == Encoder(chats.make_tokenizer(templates[name]), None)(TWO_TURNS, [False, False])["input_ids"]
+    )
+    tokenizer = chats.make_tokenizer(templates[name])
+    trained = tokenizer.decode([label for label in plain["labels"] if label >= 0])
+    assert "The keeper." in trained
+    assert "Since 1823." in trained
+    assert "Who keeps" not in trained
+
+
+def test_an_unknown_template_without_generation_marks_is_refused():
+    with pytest.raises(InputError, match=r"needs a chat template with \{% generation %\}, or one for which TRL"):
+        Encoder(chats.make_tokenizer(chats.CHATML), None, assistant_only_loss=True)
+
+
+def test_a_training_form_that_writes_other_tokens_is_refused():
+    templates = chats.trl_templates()
+    encode = Encoder(chats.make_tokenizer(templates["llama3"]), None, assistant_only_loss=True)
+    encode._masking_template = templates["qwen2_5_training"]
+    with pytest.raises(InputError, match="training would not see what evaluation sees"):
+        encode(TWO_TURNS, [False, False])
