@@ -36,7 +36,7 @@ class MassRequest:
     rows: torch.Tensor  # int64 [batch, n_rows], ascending in each row
     rows_min: list[int]  # least and greatest position of each block of rows, known without asking the device
     rows_max: list[int]
-    found: dict[int, torch.Tensor] = field(default_factory=dict)
+    masses: dict[int, torch.Tensor] = field(default_factory=dict)
     seen: list[int] = field(default_factory=list)  # layers with softmax attention, in the order of the forward
 
 
@@ -109,8 +109,8 @@ def _attend(
         raise RuntimeError(f"{IMPLEMENTATION} runs inside attention_mass only")
     request.seen.append(layer_idx)
     if layer_idx in request.layers:
-        request.found[layer_idx] = _mass(module, query, key, attention_mask, scaling, softcap, s_aux, request)
-        if len(request.found) == len(request.layers):
+        request.masses[layer_idx] = _mass(module, query, key, attention_mask, scaling, softcap, s_aux, request)
+        if len(request.masses) == len(request.layers):
             raise LastLayerDone
     if attention_mask is None and softcap is None and s_aux is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward

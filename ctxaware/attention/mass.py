@@ -66,9 +66,9 @@ def attention_mass(
     """
     check_layers(model, layers)
     request = run_forward(model, input_ids, groups, rows, layers)
-    if missing := sorted(request.layers - request.found.keys()):
+    if missing := sorted(request.layers - request.masses.keys()):
         raise InputError(f"layers {missing} of this model have no softmax attention; layers that have: {request.seen}")
-    return request.found
+    return request.masses
 
 
 def run_forward(

@@ -50,12 +50,12 @@ def attention(
     path = measure(AllocationRun(tuple(instruct), base, indicator, layer, settings, dtype.value, out))
     if (state := process_state()).is_main_process:
         models = read(path)
-        found = summary.summarise(models)
-        text = summary.markdown(found)
-        write_json(out / "attention.json", summary.as_json(found))
+        result = summary.summarise(models)
+        text = summary.markdown(result)
+        write_json(out / "attention.json", summary.as_json(result))
         write_text(out / "attention.md", text + "\n")
         print(text)
         print()
-        print("\n".join(map(str, [path, out / "attention.json", *pictures.draw(models, found, out)])))
+        print("\n".join(map(str, [path, out / "attention.json", *pictures.draw(models, result, out)])))
     if state.num_processes > 1:
         state.destroy_process_group()

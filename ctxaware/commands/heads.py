@@ -33,15 +33,15 @@ def heads(
     from ctxaware.commands.options import needle_settings
     from ctxaware.report.head_search import TOP_PERCENT, find_heads
 
-    found = find_heads(model, needle_settings(grid, max_context_length, needle, source), dtype.value, out)
-    print(f"retrieval head of each layer, over {found['n_prompts']} prompts")
+    result = find_heads(model, needle_settings(grid, max_context_length, needle, source), dtype.value, out)
+    print(f"retrieval head of each layer, over {result['n_prompts']} prompts")
     print("layer  head  agreement  attention on the user's tokens")
-    for head in found["retrieval_heads"]:
+    for head in result["retrieval_heads"]:
         print(f"{head['layer_idx']:>5}  {head['head_idx']:>4}  {head['agreement']:>9.2f}  {head['user']:.3f}")
     print("\nheads that read the needle most\nlayer  head  attention on the needle")
-    for head in found["ranking"][:10]:
+    for head in result["ranking"][:10]:
         print(f"{head['layer_idx']:>5}  {head['head_idx']:>4}  {head['needle']:.3f}")
-    overlap = found[f"top_{TOP_PERCENT}_percent_overlap_of_halves"]
+    overlap = result[f"top_{TOP_PERCENT}_percent_overlap_of_halves"]
     if overlap is not None:
         print(f"of the top {TOP_PERCENT}%, two halves of the prompts share {overlap:.0%}")
     print(f"{out}\n{out.with_suffix('.png')}")

@@ -169,14 +169,14 @@ class PrefixReuseLM(HFLM):
                     batch = [reused[i] for i in chosen]
                     for i, logits in zip(batch, self._scored([prompts[i] for i in batch]), strict=False):
                         self._logits = logits
-                        found = super()._loglikelihood_tokens([requests[j] for j in members[i]], disable_tqdm=True)
+                        scored = super()._loglikelihood_tokens([requests[j] for j in members[i]], disable_tqdm=True)
                         self._logits = None
-                        answers.update(zip(members[i], found, strict=True))
-                        bar.update(len(found))
+                        answers.update(zip(members[i], scored, strict=True))
+                        bar.update(len(scored))
             whole = [i for i in range(len(requests)) if i not in answers]
             if whole:
-                found = super()._loglikelihood_tokens([requests[i] for i in whole], disable_tqdm, override_bs)
-                answers.update(zip(whole, found, strict=True))
+                scored = super()._loglikelihood_tokens([requests[i] for i in whole], disable_tqdm, override_bs)
+                answers.update(zip(whole, scored, strict=True))
             return [answers[i] for i in range(len(requests))]
 
     def _to_score(self, requests: list) -> Prompt:

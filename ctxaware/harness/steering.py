@@ -113,8 +113,8 @@ class SteeringMixin(_Base):
         rendered = chat.Rendered(text, self._locate(messages, text))
         for adds_bos in (False, True):
             tokens = chat.tokenize(self.tokenizer, rendered, add_special_tokens=adds_bos)
-            if len(found := _aligned(tokens, np.array(input_ids))):
-                return found
+            if len(aligned := _aligned(tokens, np.array(input_ids))):
+                return aligned
         raise InputError(
             "the user's tokens can't be located: the harness encoded a prompt in another way than its text is, or "
             f"cut the user's message away; {text[:60]!r}"

@@ -14,15 +14,15 @@ from ctxaware.report.tables import Cell, Table, table_3, title_of
 from ctxaware.scores.threshold import DEFAULT_THRESHOLD, TABLE_THRESHOLDS, above_threshold
 
 
-def attention(found: Found) -> Section:
+def attention(collected: Found) -> Section:
     """Figures 3 and 4, where the retrieval head looks; and which heads retrieve."""
     section = Section("attention", "Where the answer's first token looks")
-    for name, models in found.attention.items():
+    for name, models in collected.attention.items():
         summaries = summary.summarise(models)
         section.tables.extend(_allocation(name, label, of) for label, of in summaries.items())
         section.pictures.extend(pictures.attention(name, summaries))
     rows: list[tuple[Cell, ...]] = []
-    for name, of in found.heads.items():
+    for name, of in collected.heads.items():
         best = ", ".join(f"layer {head['layer_idx']} head {head['head_idx']}" for head in of["ranking"][:5])
         agreement = [head["agreement"] for head in of["retrieval_heads"]]
         rows.append((name, of["model"], of["n_prompts"], sum(agreement) / len(agreement), best))
@@ -49,10 +49,10 @@ def _allocation(name: str, model: str, of: Mapping[str, Any]) -> Table:
     return Table(title, columns, rows, "Shares with 95% intervals over prompts; the template's own tokens left out.")
 
 
-def steering(found: Found) -> Section:
+def steering(collected: Found) -> Section:
     """Table 1, from what `ctxaware steer` reported of the half of the grid on which α was not chosen."""
     section = Section("steering", "Attention steering")
-    for name, of in found.steering.items():
+    for name, of in collected.steering.items():
         tasks = list(dict.fromkeys(task for by_task in of["scores"].values() for task in by_task))
         rows: list[tuple[Cell, ...]] = [
             (title, *(Interval(**by_task[task]) if task in by_task else None for task in tasks))
@@ -65,16 +65,16 @@ def steering(found: Found) -> Section:
     return section
 
 
-def dependency(found: Found) -> Section:
+def dependency(collected: Found) -> Section:
     """Table 3, the distributions behind it, and how layers agree."""
     section = Section("dependency", "Which training turns depend on their context")
-    shares = dict(found.selections)
-    for name, by_layer in found.scores.items():
+    shares = dict(collected.selections)
+    for name, by_layer in collected.scores.items():
         if len(by_layer) > 1:
             section.pictures.append(pictures.layer_agreement(f"{name}: layers", by_layer))
             continue
         ((layer, scores),) = by_layer.items()
-        of_selection = [s for s in found.selections.values() if s["scores"] == scores.manifest]
+        of_selection = [s for s in collected.selections.values() if s["scores"] == scores.manifest]
         threshold = of_selection[0]["threshold"] if of_selection else DEFAULT_THRESHOLD
         if not of_selection:
             above = {f"{t:g}": float(above_threshold(scores.values.tolist(), t).mean()) for t in TABLE_THRESHOLDS}

@@ -87,27 +87,27 @@ def collect(runs: Sequence[tuple[str, Path]]) -> Found:
     Raises:
         InputError: a folder does not exist, holds nothing that a report shows, or two evaluations have one name.
     """
-    found = Found()
+    collected = Found()
     conditions: list[_Condition] = []
     for name, path in runs:
         if not path.exists():
             raise InputError(f"{path} does not exist; pass folders that lm_eval, ctxaware or a recipe wrote")
-        before = _size(found) + len(conditions)
+        before = _size(collected) + len(conditions)
         files = sorted(_files(path))
-        conditions += _conditions(name, files, found)
+        conditions += _conditions(name, files, collected)
         for file in files:
-            _read_other(name, path, file, found)
-        if _size(found) + len(conditions) == before:
+            _read_other(name, path, file, collected)
+        if _size(collected) + len(conditions) == before:
             raise InputError(
                 f"{path} holds nothing that a report shows; expected what lm_eval --log_samples, ctxaware score, "
                 "select, attention, mt-bench judge or a recipe wrote"
             )
-    found.evaluations = _named(conditions)
-    return found
+    collected.evaluations = _named(conditions)
+    return collected
 
 
-def _size(found: Found) -> int:
-    return sum(len(getattr(found, name)) for name in found.__dataclass_fields__)
+def _size(collected: Found) -> int:
+    return sum(len(getattr(collected, name)) for name in collected.__dataclass_fields__)
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -131,7 +131,7 @@ class _Condition:
     tasks: dict[str, TaskRun] = field(default_factory=dict)
 
 
-def _conditions(run: str, files: Sequence[Path], found: Found) -> list[_Condition]:
+def _conditions(run: str, files: Sequence[Path], collected: Found) -> list[_Condition]:
     """The evaluations of one run, tasks that were asked under one condition together."""
     conditions: dict[tuple, _Condition] = {}
     for path in files:
@@ -139,25 +139,27 @@ def _conditions(run: str, files: Sequence[Path], found: Found) -> list[_Conditio
             (sample,) = find_samples(path) if path.name.startswith("samples_") else (None,)
             if sample is None:
                 if path.name.startswith("results_") and not list(path.parent.glob("samples_*.jsonl")):
-                    found.left_out.append(f"{path}: no samples beside it; run lm_eval with --log_samples")
+                    collected.left_out.append(f"{path}: no samples beside it; run lm_eval with --log_samples")
                 continue
             task = read_task(sample)
         except InputError as error:
-            found.left_out.append(str(error))
+            collected.left_out.append(str(error))
             continue
         condition = _condition(run, task)
         key = condition.model, condition.template, condition.marks
         tasks = conditions.setdefault(key, condition).tasks
-        _keep_newest(tasks, sample, task, found)
+        _keep_newest(tasks, sample, task, collected)
     return sorted(conditions.values(), key=lambda condition: condition.template)  # as they come, plain ones first
 
 
-def _keep_newest(tasks: dict[str, TaskRun], sample: SampleFile, task: TaskRun, found: Found) -> None:
+def _keep_newest(tasks: dict[str, TaskRun], sample: SampleFile, task: TaskRun, collected: Found) -> None:
     other = tasks.get(task.task)
     if other is None or other.file.date < sample.date:
         tasks[task.task], task = task, other or task
     if other is not None:
-        found.left_out.append(f"{task.file.path}: an older run of the same task; {tasks[task.task].file.date} is shown")
+        collected.left_out.append(
+            f"{task.file.path}: an older run of the same task; {tasks[task.task].file.date} is shown"
+        )
 
 
 def _condition(run: str, task: TaskRun) -> _Condition:
@@ -199,31 +201,31 @@ def _named(conditions: Sequence[_Condition]) -> list[Evaluation]:
     return evaluations
 
 
-def _read_other(run: str, root: Path, path: Path, found: Found) -> None:
+def _read_other(run: str, root: Path, path: Path, collected: Found) -> None:
     """Whatever is no evaluation; a file of another kind is passed over."""
     name = run if path.parent == root or path == root else f"{run}, {path.parent.relative_to(root)}"
     try:
         if path.name == STATISTICS and "share_above" in (content := read_json(path)):
-            _put(found.selections, name, content)
+            _put(collected.selections, name, content)
         elif path.suffix == ".parquet":
-            _read_parquet(run if path == root else f"{run}, {path.relative_to(root)}", path, found)
+            _read_parquet(run if path == root else f"{run}, {path.relative_to(root)}", path, collected)
         elif path.parent.name == "model_judgment" and path.name.endswith("_single.manifest.json"):
             judge = read_json(path)[CONFIGURATION]["judge_model"]
-            _put(found.ratings, f"{run}, judged by {judge}", Results(path.parent.parent, judge))
+            _put(collected.ratings, f"{run}, judged by {judge}", Results(path.parent.parent, judge))
         elif path.name == RUN:
             configuration = read_json(path).get(CONFIGURATION)
             if isinstance(configuration, dict) and "base_weights" in configuration:  # else of gap, steer or score
-                found.trainings.append(Training(name, configuration, _watch(path)))
+                collected.trainings.append(Training(name, configuration, _watch(path)))
         elif path.name == WATCH and not path.with_name(RUN).is_file():
-            found.trainings.append(Training(name, {}, read_json(path)))
+            collected.trainings.append(Training(name, {}, read_json(path)))
         elif path.name.endswith(HEADS) and {"retrieval_heads", "ranking"} <= (content := read_json(path)).keys():
-            _put(found.heads, name, content)
+            _put(collected.heads, name, content)
         elif path.name == STEERING:
-            _put(found.steering, name, read_json(path))
+            _put(collected.steering, name, read_json(path))
     except TwoOfOneName:
         raise
     except (InputError, KeyError, OSError) as error:
-        found.left_out.append(f"{path}: {error}" if not isinstance(error, InputError) else str(error))
+        collected.left_out.append(f"{path}: {error}" if not isinstance(error, InputError) else str(error))
 
 
 def _put(mapping: dict, name: str, value: Any) -> None:
@@ -238,7 +240,7 @@ def _watch(run: Path) -> dict | None:
     return read_json(path) if path.is_file() else None
 
 
-def _read_parquet(name: str, path: Path, found: Found) -> None:
+def _read_parquet(name: str, path: Path, collected: Found) -> None:
     """A file of scores or of shares of attention; other Parquet is passed over."""
     import pyarrow.parquet as pq
 
@@ -247,6 +249,6 @@ def _read_parquet(name: str, path: Path, found: Found) -> None:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is no whole Parquet file ({error}); make it again") from error
     if {"conversation_id", "turn", "score", "user_tokens"} <= columns:
-        _put(found.scores, name, read_scores(path))
+        _put(collected.scores, name, read_scores(path))
     elif {"prompt", "layer", "head", "group", "share"} <= columns:
-        _put(found.attention, name.removesuffix(f", {path.name}"), read_attention(path))
+        _put(collected.attention, name.removesuffix(f", {path.name}"), read_attention(path))

@@ -23,34 +23,34 @@ _VARIANT = re.compile(rf"{_NEEDLE}(_prompts)?(_prefix)?")  # a plain name
 _BETA = re.compile(r"(?:β|beta) ?= ?(\d*\.?\d+)")  # of a run's name: a row of table 9
 
 
-def make_report(found: Found, title: str, max_drop: float, confidence: float, n_flips: int) -> Report:
+def make_report(collected: Found, title: str, max_drop: float, confidence: float, n_flips: int) -> Report:
     """Everything that a report shows.
 
     Args:
-        found: what there is.
+        collected: what there is.
         title: of the page.
         max_drop: of the gate's verdicts, 0–1.
         confidence: of the gate's verdicts, 0.5–1.
         n_flips: the worst losses that are shown for each task of a comparison.
     """
-    left_out = list(found.left_out)
-    evaluations = [_with_scores(evaluation, left_out) for evaluation in found.evaluations]
+    left_out = list(collected.left_out)
+    evaluations = [_with_scores(evaluation, left_out) for evaluation in collected.evaluations]
     evaluations = [evaluation for evaluation in evaluations if evaluation.tasks]
-    ratings = _overall_ratings(found.ratings)
+    ratings = _overall_ratings(collected.ratings)
     sections = [
         _scores(evaluations, ratings),
         _compared(evaluations, max_drop, confidence, n_flips),
         _templates(evaluations),
         _heatmaps(evaluations),
         _ablation(evaluations, ratings),
-        beside.attention(found),
-        beside.steering(found),
-        beside.dependency(found),
-        beside.mt_bench(found.ratings),
-        beside.training_runs(found.trainings),
+        beside.attention(collected),
+        beside.steering(collected),
+        beside.dependency(collected),
+        beside.mt_bench(collected.ratings),
+        beside.training_runs(collected.trainings),
     ]
     shown = [section for section in sections if not section.is_empty]
-    shown += [_provenance(evaluations, found), _missing(shown)]
+    shown += [_provenance(evaluations, collected), _missing(shown)]
     return Report(title, left_out, [section for section in shown if not section.is_empty])
 
 
@@ -188,7 +188,7 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _provenance(evaluations: list[Evaluation], found: Found) -> Section:
+def _provenance(evaluations: list[Evaluation], collected: Found) -> Section:
     """Where each figure comes from: files, versions, settings."""
     section = Section("provenance", "Where this comes from")
     rows: list[tuple[Cell, ...]] = []
@@ -213,7 +213,7 @@ def _provenance(evaluations: list[Evaluation], found: Found) -> Section:
         columns = ("run", "task", "model", "version", "documents", "dtype", "software", "settings", "samples")
         section.tables.append(Table("Evaluations", columns, rows))
     made: list[tuple[Cell, ...]] = [
-        (name, _text(s["scores"].get("model")), _text(s.get("layer"))) for name, s in found.selections.items()
+        (name, _text(s["scores"].get("model")), _text(s.get("layer"))) for name, s in collected.selections.items()
     ]
     if made:
         section.tables.append(Table("Selections", ("selection", "scored by", "layer"), made))

@@ -128,34 +128,34 @@ def find_heads(name: str, settings: NeedleSettings, dtype: str, out: Path) -> di
     tokenizer = load_tokenizer(name)
     needle_documents(settings, tokenizer)  # a wrong setting shows before weights are loaded
     model = load_model(name, None, choose_dtype(dtype, device), device)
-    found = search_heads(model, tokenizer, settings)
+    search = search_heads(model, tokenizer, settings)
     content = {
         "model": name,
         "fingerprint": model_fingerprint(name),
-        "n_layers": len(found.layers),
-        "n_heads": found.attention.user.shape[2],
+        "n_layers": len(search.layers),
+        "n_heads": search.attention.user.shape[2],
         "with_template": bool(tokenizer.chat_template),
         "settings": dataclasses.asdict(settings),
-        "n_prompts": len(found.attention.user),
-        **describe(found),
+        "n_prompts": len(search.attention.user),
+        **describe(search),
     }
     write_json(out, content)
     dots = [head["head_idx"] for head in content["retrieval_heads"]]
     title = f"{Path(name).name}:\nattention of the answer's tokens on the needle"
-    mean = found.attention.needle.mean(axis=0)
-    layer_head_map(mean, found.layers, dots, title, "share, mean over the prompts", out.with_suffix(".png"))
+    mean = search.attention.needle.mean(axis=0)
+    layer_head_map(mean, search.layers, dots, title, "share, mean over the prompts", out.with_suffix(".png"))
     return content
 
 
-def describe(found: HeadSearch) -> dict[str, Any]:
+def describe(search: HeadSearch) -> dict[str, Any]:
     """`retrieval_heads`, `ranking` and how stable each is over the prompts."""
-    needle = found.attention.needle
+    needle = search.attention.needle
     mean = needle.mean(axis=0)
     return {
-        "retrieval_heads": [head._asdict() for head in choose_retrieval_heads(found.attention.user, found.layers)],
+        "retrieval_heads": [head._asdict() for head in choose_retrieval_heads(search.attention.user, search.layers)],
         "ranking": [
-            {"layer_idx": i, "head_idx": j, "needle": float(mean[found.layers.index(i), j])}
-            for i, j in rank_heads(needle, found.layers)
+            {"layer_idx": i, "head_idx": j, "needle": float(mean[search.layers.index(i), j])}
+            for i, j in rank_heads(needle, search.layers)
         ],
-        f"top_{TOP_PERCENT}_percent_overlap_of_halves": half_overlap(needle, found.layers, TOP_PERCENT),
+        f"top_{TOP_PERCENT}_percent_overlap_of_halves": half_overlap(needle, search.layers, TOP_PERCENT),
     }

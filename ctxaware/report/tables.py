@@ -197,9 +197,9 @@ def table_1(runs: Mapping[str, Mapping[str, Run]], metric: str | None = None) ->
     rows = []
     for task in tasks:
         for model, of_model in runs.items():
-            found = [_of_task(of_model.get(condition, {}), task) for condition in conditions]
-            if any(found):
-                rows.append((title_of(task), model, *(_cell(run, metric) for run in found)))
+            of_conditions = [_of_task(of_model.get(condition, {}), task) for condition in conditions]
+            if any(of_conditions):
+                rows.append((title_of(task), model, *(_cell(run, metric) for run in of_conditions)))
     return Table("Attention steering", ("task", "model", *conditions), rows, "Scores with 95% intervals by cluster.")
 
 

@@ -158,12 +158,12 @@ class ContextAwarenessCallback(TrainerCallback):
         return tasks
 
     def _summary(self, scores: Sequence[float]) -> dict[str, float]:
-        told: dict[str, float] = {}
+        entries: dict[str, float] = {}
         for task, rows in self._tasks().items():
             interval = mean_interval([scores[i] for i in rows], [self.questions[i].cluster for i in rows])
-            told |= {f"context/{task}": interval.mean}
-            told |= {f"context/{task}_low": interval.low, f"context/{task}_high": interval.high}
-        return told
+            entries |= {f"context/{task}": interval.mean}
+            entries |= {f"context/{task}_low": interval.low, f"context/{task}_high": interval.high}
+        return entries
 
     def _failed(self, state: Any) -> dict | None:
         """The task, or their mean, that fails by the gate's rule against the first probe; None where none does.

@@ -37,8 +37,8 @@ def headline_layer(layers: list[int]) -> int:
 
 def pairs(model: ModelShares) -> list[tuple[str, str]]:
     """The conditions to compare, first less second."""
-    wanted = [(TEMPLATE, PLAIN), (INDICATOR, TEMPLATE), (INDICATOR, PLAIN)]
-    return [(a.name, b.name) for a, b in wanted if a.name in model.shares and b.name in model.shares]
+    differences = [(TEMPLATE, PLAIN), (INDICATOR, TEMPLATE), (INDICATOR, PLAIN)]
+    return [(a.name, b.name) for a, b in differences if a.name in model.shares and b.name in model.shares]
 
 
 def in_words(pair: str) -> str:
