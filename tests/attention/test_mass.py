@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers as tf
-from support.architectures import CONFIGS, N_LAYERS, SMALL, VOCABULARY, random_model
+from support.architectures import CONFIGS, N_LAYERS, SMALL, VOCABULARY, LargestTensor, random_model
 
 from ctxaware.attention import kernel
 from ctxaware.attention.check import check_against_eager, eager_mass
@@ -100,23 +100,11 @@ def test_nothing_above_the_scored_layer_runs():
 
 @pytest.mark.parametrize("name", ["llama, grouped heads", "mistral, sliding window", "gemma2, soft-capped and sliding"])
 def test_no_tensor_grows_with_the_square_of_the_length(name, monkeypatch):
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        seen = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for tensor in out if isinstance(out, tuple) else (out,):
-                if isinstance(tensor, torch.Tensor):
-                    self.seen = max(self.seen, tensor.numel())
-            return out
-
     monkeypatch.setattr(kernel, "QUERY_BLOCK", 8)
     model, largest = random_model(CONFIGS[name]()), []
     for n_tokens in (64, 128, 256):
         input_ids, groups = example(n_tokens)
-        with Largest() as mode:
+        with LargestTensor() as mode:
             attention_mass(model, input_ids, groups, torch.arange(n_tokens)[None], [3])
         largest.append(mode.seen)
     # weights dominate the shortest; doubling the length may not do more than double the largest tensor

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as tf
 from support import chats, tiny
-from support.architectures import CONFIGS, N_LAYERS, SMALL, VOCABULARY, random_model
+from support.architectures import CONFIGS, N_LAYERS, SMALL, VOCABULARY, LargestTensor, random_model
 
 import ctxaware
 from ctxaware.attention import key_bias
@@ -179,18 +179,6 @@ def test_the_model_is_left_as_it_was(model):
 
 @pytest.mark.parametrize("name", ["llama, grouped heads", "mistral, sliding window", "gemma2, soft-capped and sliding"])
 def test_no_tensor_grows_with_the_square_of_the_length(name, monkeypatch):
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        seen = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for tensor in out if isinstance(out, tuple) else (out,):
-                if isinstance(tensor, torch.Tensor):
-                    self.seen = max(self.seen, tensor.numel())
-            return out
-
     monkeypatch.setattr(key_bias, "QUERY_BLOCK", 8)
     model, largest = random_model(CONFIGS[name]()), []
     for n_tokens in (64, 128, 256):
@@ -198,7 +186,7 @@ def test_no_tensor_grows_with_the_square_of_the_length(name, monkeypatch):
         with (
             ctxaware.steer(model, None, HEADS, ALPHA) as steering,
             steering.at(inputs["user_tokens"]),
-            Largest() as mode,
+            LargestTensor() as mode,
         ):
             model(inputs["input_ids"], attention_mask=inputs["attention_mask"], logits_to_keep=1)
         largest.append(mode.seen)

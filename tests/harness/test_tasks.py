@@ -397,3 +397,15 @@ def test_a_run_whose_answers_are_mostly_empty_says_so_once(model_folder, monkeyp
         assert "squad_contain: 2 of 3" in line
         assert "--apply_chat_template" in line
         assert "_prefix" in line
+
+
+def test_a_named_tokenizer_counts_also_where_the_model_has_one_of_its_own(model_folder, tmp_path):
+    named = tiny.byte_level_tokenizer()
+    named.add_tokens(["e"])  # cuts words wherever an e stands: many more tokens
+    named.save_pretrained(tmp_path)
+    lm = HFLM(pretrained=str(model_folder), device="cpu")
+    settings = {**ONE, "max_context_length": 600, "tokenizer": str(tmp_path)}
+    (sample,) = run(lm, "nih_ctx", **settings)["samples"]["nih_ctx"]
+    context, counted = sample["doc"]["context"], sample["doc"]["context_length"]
+    assert len(named(context, add_special_tokens=False)["input_ids"]) == counted
+    assert len(lm.tokenizer(context, add_special_tokens=False)["input_ids"]) < counted

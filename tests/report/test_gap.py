@@ -15,7 +15,7 @@ from support.runs import cells as cells_of_a_grid
 from support.runs import write_lines, write_run
 
 from ctxaware.errors import InputError
-from ctxaware.intervals import DIFFERENCE, mean_interval
+from ctxaware.intervals import DIFFERENCE, Interval, mean_interval
 from ctxaware.report import gap
 from ctxaware.report.gap import Cell, Plan, cells, effects
 from ctxaware.report.samples import find_samples
@@ -125,11 +125,16 @@ def test_table_json_and_plan_are_written(finished):
     assert (out / "gap.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_effect_of_the_template_is_said_in_a_sentence(finished):
-    _, _, summary = finished
-    effect = summary["effects"]["nih_ctx"]["template effect"]
-    sentence = next(line for line in gap.sentences(summary) if line.startswith("nih_ctx"))
-    assert f"changes by {effect.signed}, the answer begun on both sides; n = {effect.n}" in sentence
+def test_the_effect_of_the_template_is_said_in_a_sentence():
+    of_tuning, of_template = Interval(0.5, 0.4, 0.6, 9), Interval(-0.25, -0.5, 0.125, 9)
+    effects = {"tuning effect": of_tuning, "template effect": of_template}
+    only_tuning = {"tuning effect": of_tuning}
+    summary = {"effects": {"nih_ctx": effects, "squad_contain": effects, "drop_contain": only_tuning}}
+    score = "with the chat template the score changes by -0.250 [-0.500, +0.125]"
+    assert gap.sentences(summary) == [
+        f"nih_ctx: {score}, the answer begun on both sides; n = 9",
+        f"squad_contain: {score}; n = 9",
+    ]
 
 
 def test_cells_that_differ_at_their_end_share_their_prompts(finished):

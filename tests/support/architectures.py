@@ -2,6 +2,7 @@
 
 import torch
 import transformers as tf
+from torch.utils._python_dispatch import TorchDispatchMode
 
 N_LAYERS, VOCABULARY = 4, 64
 SMALL = {
@@ -51,3 +52,16 @@ def random_model(config):
         if weight.dim() > 1 or "sinks" in name:
             torch.nn.init.normal_(weight, std=0.25)
     return model.eval()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes in `seen` how many elements the largest tensor of a block of code has."""
+
+    seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.seen = max(self.seen, tensor.numel())
+        return out
