@@ -55,6 +55,12 @@ def _check_same_questions(pairs: Sequence[Pairs], n: int) -> None:
         raise InputError(f"{pairs[0].name}: the runs were not asked the same questions; run all of them alike")
 
 
+def table_9_over_seeds(runs: Mapping[str, Run], ratings: Mapping[str, float | None] | None = None) -> Table:
+    """Table 9 over seeds, as `score_table` with a row for each threshold β."""
+    table = score_table(runs, ratings)
+    return Table("Ablation of the threshold", ("threshold β", *table.columns[1:]), table.rows, table.note)
+
+
 def score_table(runs: Mapping[str, Run], ratings: Mapping[str, float | None] | None = None) -> Table:
     """Table 4 over seeds: a row for each model and condition, scores by task, their mean, and MT-Bench's rating.
 
