@@ -50,8 +50,12 @@ def init_command(
 def run_command(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="The experiment, as init writes one.")] = Path("experiment.yaml"),
-    cores: Annotated[int | None, typer.Option(min=1, help="CPU cores at most; all of this machine, if not given.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check it and print all steps, with what is there.")] = False,
+    cores: Annotated[
+        int | None, typer.Option(min=1, help="CPU cores at most; all of this machine, if not given.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check it and print all steps, with what is there.")
+    ] = False,
 ) -> None:
     """Tune both ways, evaluate, compare. Everything that can be checked is checked before training starts.
 
@@ -70,8 +74,10 @@ def run_command(
     from ctxaware.experiment.check import problems
     from ctxaware.experiment.config import read_experiment
     from ctxaware.experiment.plan import Plan
+    from ctxaware.experiment.recipes import located
     from ctxaware.experiment.run import failure, run
 
+    file = Path(located(str(file)))
     plan = Plan(read_experiment(file))
     if wrong := problems(plan):
         for problem in wrong:
@@ -87,7 +93,10 @@ def run_command(
         print_error(InputError(failure(plan, step)))
     if failed:
         raise typer.Exit(1)
-    _print_results(plan)
+    if n_left := sum(step.is_to_do for step in plan.steps):  # Snakemake was asked for a part
+        print(f"{plan.out}: {n_left} steps are left to do")
+    else:
+        _print_results(plan)
 
 
 def _print_steps(plan: "Plan") -> None:

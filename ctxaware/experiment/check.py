@@ -1,10 +1,11 @@
 """Everything of an experiment that can be known to be wrong before training starts, each problem a line."""
 
+import difflib
 import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def _models(plan: Plan) -> Iterator[str]:
         except InputError as error:
             yield f"{where}{error}"
             continue
-        if Path(base).is_dir() and not any(Path(base).glob(kind) for kind in ("*.safetensors", "*.bin")):
+        if Path(base).is_dir() and not [*Path(base).glob("*.safetensors"), *Path(base).glob("pytorch_model*.bin")]:
             yield f"{where}{base} has no weights (*.safetensors); restore it"
         if INDICATOR in tokenizer.get_vocab():
             yield f"{where}{base} has {INDICATOR} already, so it is no base; name the model that it was made from"
@@ -139,17 +140,9 @@ def _data(plan: Plan) -> Iterator[str]:
 
 
 def _tasks(plan: Plan) -> Iterator[str]:
-    from lm_eval.tasks import TaskManager
-
     from ctxaware.harness.settings import NeedleSettings, ReadingSettings, resolve
 
-    known = set(TaskManager().all_tasks)
-    for task in plan.experiment.evaluate.tasks:
-        if task not in known:
-            import difflib
-
-            near = difflib.get_close_matches(task, known, n=1)
-            yield f"evaluate: the harness has no task {task!r}" + (f"; did you mean {near[0]}?" if near else "")
+    yield from _unknown_tasks(plan.experiment.evaluate.tasks)
     for model, data in _pairs(plan):
         metadata = plan.metadata(model, data)
         for cls in (NeedleSettings, ReadingSettings):
@@ -161,6 +154,22 @@ def _tasks(plan: Plan) -> Iterator[str]:
                 made = any(step and path.startswith(str(step.folder)) for step in [plan.script(data)])
                 if not made:
                     yield f"metadata of {model.name}, {data.name}: {name} {path} does not exist"
+
+
+def _unknown_tasks(tasks: Sequence[str]) -> Iterator[str]:
+    """Tasks that the harness does not have; ours are looked up first, since all of its own take ten seconds to list."""
+    from lm_eval.tasks import TaskManager
+
+    from ctxaware.harness.paths import tasks_folder
+
+    folder = str(tasks_folder())
+    if set(tasks) <= set(TaskManager(include_path=folder, include_defaults=False).all_tasks):
+        return
+    known = set(TaskManager(include_path=folder).all_tasks)
+    for task in tasks:
+        if task not in known:
+            near = difflib.get_close_matches(task, known, n=1)
+            yield f"evaluate: the harness has no task {task!r}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _mt_bench(plan: Plan) -> Iterator[str]:

@@ -90,9 +90,9 @@ def several(read: Read) -> Read:
     return read_all
 
 
-def key(read: Read, **default: Any) -> Any:
-    """A field of an entry, with how its value is read."""
-    return field(metadata={"read": read}, **default)
+def read_by(read: Read) -> dict[str, Read]:
+    """Metadata of an entry's field: how its value is read."""
+    return {"read": read}
 
 
 def entry(cls: type[Entry]) -> Read:
@@ -126,10 +126,10 @@ class Model:
         metadata: settings of the tasks for this model; they override those of `evaluate`.
     """
 
-    name: str = key(name)
-    base: str = key(text)
-    config: tuple[str, ...] = key(several(text))
-    metadata: dict[str, Any] = key(mapping, default_factory=dict)
+    name: str = field(metadata=read_by(name))
+    base: str = field(metadata=read_by(text))
+    config: tuple[str, ...] = field(metadata=read_by(several(text)))
+    metadata: dict[str, Any] = field(metadata=read_by(mapping), default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,14 +142,14 @@ class Data:
         metadata: settings of the tasks for models tuned on it; they override those of the model.
     """
 
-    name: str = key(name)
-    source: str | None = key(text, default=None)
-    script: str | None = key(text, default=None)
-    dataset: str = key(one_of(tuple(DATASETS)), default="messages")
-    revision: str | None = key(text, default=None)
-    salvage: bool = key(flag, default=False)
-    config: tuple[str, ...] = key(several(text), default=())
-    metadata: dict[str, Any] = key(mapping, default_factory=dict)
+    name: str = field(metadata=read_by(name))
+    source: str | None = field(metadata=read_by(text), default=None)
+    script: str | None = field(metadata=read_by(text), default=None)
+    dataset: str = field(metadata=read_by(one_of(tuple(DATASETS))), default="messages")
+    revision: str | None = field(metadata=read_by(text), default=None)
+    salvage: bool = field(metadata=read_by(flag), default=False)
+    config: tuple[str, ...] = field(metadata=read_by(several(text)), default=())
+    metadata: dict[str, Any] = field(metadata=read_by(mapping), default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.source is None) == (self.script is None):
@@ -169,25 +169,25 @@ class Evaluate:
         model_args: more arguments of `lm_eval --model ctxaware`, such as dtype.
     """
 
-    tasks: tuple[str, ...] = key(several(text))
-    metadata: dict[str, Any] = key(mapping, default_factory=dict)
-    conditions: tuple[str, ...] = key(several(one_of(INDICATOR_MODES)), default=("never", "always"))
-    before_tuning: str = key(one_of(BEFORE_TUNING), default="no")
-    batch_size: int = key(whole_number, default=8)
-    model_args: dict[str, Any] = key(mapping, default_factory=dict)
+    tasks: tuple[str, ...] = field(metadata=read_by(several(text)))
+    metadata: dict[str, Any] = field(metadata=read_by(mapping), default_factory=dict)
+    conditions: tuple[str, ...] = field(metadata=read_by(several(one_of(INDICATOR_MODES))), default=("never", "always"))
+    before_tuning: str = field(metadata=read_by(one_of(BEFORE_TUNING)), default="no")
+    batch_size: int = field(metadata=read_by(whole_number), default=8)
+    model_args: dict[str, Any] = field(metadata=read_by(mapping), default_factory=dict)
 
 
 @dataclass(frozen=True)
 class MTBench:
     """MT-Bench: answers, and ratings where a judge is named."""
 
-    data_dir: str = key(text)
-    judge: str | None = key(text, default=None)
-    base_url: str | None = key(text, default=None)
-    api_key_env: str | None = key(text, default=None)
-    parallel: int = key(whole_number, default=8)
-    max_new_tokens: int = key(whole_number, default=1024)
-    batch_size: int = key(whole_number, default=8)
+    data_dir: str = field(metadata=read_by(text))
+    judge: str | None = field(metadata=read_by(text), default=None)
+    base_url: str | None = field(metadata=read_by(text), default=None)
+    api_key_env: str | None = field(metadata=read_by(text), default=None)
+    parallel: int = field(metadata=read_by(whole_number), default=8)
+    max_new_tokens: int = field(metadata=read_by(whole_number), default=1024)
+    batch_size: int = field(metadata=read_by(whole_number), default=8)
 
 
 @dataclass(frozen=True)
@@ -205,18 +205,18 @@ class Experiment:
         max_drop: that the gate tolerates, 0–1.
     """
 
-    out: str = key(text)
-    models: tuple[Model, ...] = key(several(entry(Model)))
-    data: tuple[Data, ...] = key(several(entry(Data)))
-    evaluate: Evaluate = key(entry(Evaluate))
-    seeds: tuple[int, ...] = key(several(whole_number), default=(42,))
-    thresholds: tuple[float, ...] = key(several(share), default=(DEFAULT_THRESHOLD,))
-    seed_model: str = key(text, default=VANILLA)
-    score_layer: int = key(whole_number, default=15)
-    score_max_length: int | None = key(whole_number, default=None)
-    launch: str = key(text, default="recipes/accelerate/single_gpu.yaml")
-    mt_bench: MTBench | None = key(entry(MTBench), default=None)
-    max_drop: float = key(share, default=0.02)
+    out: str = field(metadata=read_by(text))
+    models: tuple[Model, ...] = field(metadata=read_by(several(entry(Model))))
+    data: tuple[Data, ...] = field(metadata=read_by(several(entry(Data))))
+    evaluate: Evaluate = field(metadata=read_by(entry(Evaluate)))
+    seeds: tuple[int, ...] = field(metadata=read_by(several(whole_number)), default=(42,))
+    thresholds: tuple[float, ...] = field(metadata=read_by(several(share)), default=(DEFAULT_THRESHOLD,))
+    seed_model: str = field(metadata=read_by(text), default=VANILLA)
+    score_layer: int = field(metadata=read_by(whole_number), default=15)
+    score_max_length: int | None = field(metadata=read_by(whole_number), default=None)
+    launch: str = field(metadata=read_by(text), default="recipes/accelerate/single_gpu.yaml")
+    mt_bench: MTBench | None = field(metadata=read_by(entry(MTBench)), default=None)
+    max_drop: float = field(metadata=read_by(share), default=0.02)
 
     def __post_init__(self) -> None:
         for what, names in (("models", [m.name for m in self.models]), ("data", [d.name for d in self.data])):
@@ -225,7 +225,8 @@ class Experiment:
         marked = [task for task in self.evaluate.tasks if task.endswith("_ind")]
         if marked:
             raise InputError(
-                f"evaluate: tasks: {marked[0]} puts [IND] on its prompts itself; name {marked[0].removesuffix('_ind')}, "
+                f"evaluate: tasks: {marked[0]} puts [IND] on its prompts itself; name "
+                f"{marked[0].removesuffix('_ind')}, "
                 "conditions say where [IND] goes"
             )
 

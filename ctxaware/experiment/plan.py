@@ -73,9 +73,7 @@ class Plan(Tuning):
         gates, judge = list(self._gates(rows)), self._judge(model, data, rows)
         return Comparison(name, rows, scores, gates, judge, self._report(name, rows, scores, judge))
 
-    def _row(
-        self, model: Model, data: Data, title: str, seed: int, trained: Step, conditions: tuple[str, ...]
-    ) -> Row:
+    def _row(self, model: Model, data: Data, title: str, seed: int, trained: Step, conditions: tuple[str, ...]) -> Row:
         name = title if len(self.experiment.seeds) == 1 else f"{title}, seed {seed}"
         model_args = self._model_args(model, data, trained)
         asked = {
@@ -167,7 +165,7 @@ class Plan(Tuning):
         base = next((row for row in rows if row.title == BEFORE_TUNING), None)
         for row in rows:
             before = base if row.title == VANILLA else vanilla.get(row.seed)
-            for condition, after in row.evaluations.items() if before else ():
+            for after in row.evaluations.values() if before else ():
                 yield self._gate(before.evaluations[NEVER], after)
 
     def _gate(self, before: Step, after: Step) -> Step:
@@ -178,9 +176,7 @@ class Plan(Tuning):
         key, name = key_of(before.key, after.key, max_drop), short_name(after)
         return make_step(self.out, "gate", name, key, words, inputs=(before, after), verdict="gate.json")
 
-    def _report(
-        self, name: str, rows: Sequence[Row], scores: Mapping[int, Step], judge: Step | None
-    ) -> Step:
+    def _report(self, name: str, rows: Sequence[Row], scores: Mapping[int, Step], judge: Step | None) -> Step:
         evaluated = [(row, step) for row in rows for step in row.evaluations.values()]
         trained = [(row, row.training) for row in rows if row.training]
         of_scores = {step.name: step for step in scores.values()}  # one, where a seed model is named

@@ -28,7 +28,7 @@ class Step:
         inputs: the steps whose results it reads.
         first: steps that have to be there, whenever they were made.
         n_gpus: that it uses.
-        verdict: the file in which it says what its exit code means (but 2), as the gate does; None where only 0 is good.
+        verdict: the file that says what an exit code other than 0 means, as the gate's; None where only 0 is good.
     """
 
     kind: str

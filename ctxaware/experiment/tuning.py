@@ -41,6 +41,7 @@ class Tuning:
         self.n_processes = int(launch["num_processes"])
         self.n_gpus = 0 if launch.get("use_cpu") else self.n_processes
         self._read: dict[str, dict[str, Any]] = {}
+        self._versions: dict[str, str] = {}
         self.prepared = {data.name: self._prepare(data) for data in experiment.data}
 
     def settings(self, model: Model, data: Data) -> dict[str, Any]:
@@ -94,7 +95,7 @@ class Tuning:
     def _key_of_training(self, model: Model, data: Data) -> list[Any]:
         """What a training run depends on, but for its seed and its scores."""
         settings = {name: value for name, value in self.settings(model, data).items() if changes_weights(name)}
-        return [_version_of_model(self.base(model)), settings, self.n_processes, self.prepared[data.name].key]
+        return [self._version_of_model(self.base(model)), settings, self.n_processes, self.prepared[data.name].key]
 
     def vanilla(self, model: Model, data: Data, seed: int) -> Step:
         """Instruction tuning as usual."""
@@ -107,7 +108,7 @@ class Tuning:
         e, prepared = self.experiment, self.prepared[data.name]
         seed_model, trained = self.seed_model(model, data, seed)
         length = self.score_max_length(model, data)
-        version = trained.key if trained else _version_of_model(seed_model)
+        version = trained.key if trained else self._version_of_model(seed_model)
         key = key_of(prepared.key, version, e.score_layer, length)
         name = f"{data.name}-by-{trained.name.rpartition('-')[0]}" if trained else data.name
         words = [
@@ -136,18 +137,31 @@ class Tuning:
         """The base with `[IND]`, which runs of several seeds and thresholds share."""
         settings = self.settings(model, data)
         of_base = [settings.get(name) for name in ("chat_template", "use_peft", "model_revision")]
-        return self.out / "base" / f"{model.name}-{key_of(_version_of_model(self.base(model)), of_base)}"
+        return self.out / "base" / f"{model.name}-{key_of(self._version_of_model(self.base(model)), of_base)}"
 
     def indicator(self, model: Model, data: Data, seed: int, threshold: float) -> Step:
         """The same with `[IND]` on the instructions that score above the threshold."""
         scores = self.score(model, data, seed)
         key = key_of(self._key_of_training(model, data), seed, scores.key, threshold)
         words = (
-            *("--seed", str(seed), "--scores", str(scores.folder / "scores.parquet"), "--threshold", f"{threshold:.12g}"),
+            *(
+                "--seed",
+                str(seed),
+                "--scores",
+                str(scores.folder / "scores.parquet"),
+                "--threshold",
+                f"{threshold:.12g}",
+            ),
             *("--prepared_base", str(self.prepared_base(model, data))),
         )
         name = f"{model.name}-{data.name}-beta-{threshold:.12g}-seed-{seed}"
         return self._trains("indicator", "sft_indicator.py", name, key, model, data, words=words, reads=(scores,))
+
+    def _version_of_model(self, name: str) -> str:
+        """A folder's files, or the hub name."""
+        if name not in self._versions:
+            self._versions[name] = files_fingerprint(name) if Path(name).is_dir() else name
+        return self._versions[name]
 
     def device(self, model: Model, data: Data) -> list[str]:
         """Where scoring and evaluation run, if the recipe says so."""
@@ -166,11 +180,6 @@ def _model_name(name: str) -> str:
     from ctxaware.demo import demo_model
 
     return str(demo_model())
-
-
-def _version_of_model(name: str) -> str:
-    """A folder's files, or the hub name."""
-    return files_fingerprint(name) if Path(name).is_dir() else name
 
 
 def _version_of_data(source: str, dataset: str) -> str:

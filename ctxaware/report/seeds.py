@@ -117,7 +117,7 @@ def difference_table(runs: Mapping[str, Run]) -> Table:
 
 
 def _pairs(first: BySeed, other: BySeed, task: str, notes: dict[str, None]) -> dict[str | None, Pairs]:
-    """A task's pairs by seed; a run without a seed, as the model before tuning, is paired with each. Empty if any lacks.
+    """A task's pairs by seed; a run without one (the model before tuning) is paired with each. Empty if one lacks.
 
     What is compared is the chat template and `[IND]`; where anything else differs there is no difference to show.
     """

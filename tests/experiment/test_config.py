@@ -34,7 +34,10 @@ def test_the_experiments_that_ship_can_be_read(name):
     [
         ({"treshold": 0.6}, "unknown key 'treshold'; did you mean thresholds?"),
         ({"zzz": 1}, "unknown key 'zzz'; it has out, models, data, evaluate, seeds,"),
-        ({"evaluate": {"tasks": "a", "conditon": "always"}}, "evaluate: unknown key 'conditon'; did you mean conditions"),
+        (
+            {"evaluate": {"tasks": "a", "conditon": "always"}},
+            "evaluate: unknown key 'conditon'; did you mean",
+        ),
         ({"models": [{"name": "m", "base": "b"}]}, "models lacks config; `ctxaware experiment init` writes an example"),
         ({"thresholds": 1.5}, "thresholds: threshold must be in 0–1, as scores are, got 1.5"),
         ({"thresholds": [0.6, -0.1]}, "threshold must be in 0–1, as scores are, got -0.1"),
@@ -88,5 +91,5 @@ def test_no_is_no_in_yaml_too(tmp_path):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(InputError, match="can't read .*none.yaml: No such file"):
+    with pytest.raises(InputError, match=r"can't read .*none\.yaml: No such file"):
         read_experiment(tmp_path / "none.yaml")

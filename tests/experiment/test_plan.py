@@ -21,7 +21,7 @@ def folders(plan):
 
 
 def kinds(steps):
-    return sorted({kind for kind, _ in steps})
+    return {kind for kind, _ in steps}
 
 
 def count(plan):
@@ -65,25 +65,25 @@ def change(tmp_path, name, **more):
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | more))
 
 
-AFTER_TRAINING = ["evaluate", "gate", "report"]
-EVERY = ["evaluate", "gate", "indicator", "prepare", "report", "score", "vanilla"]
+AFTER_TRAINING = {"evaluate", "gate", "report"}
+EVERY = {*AFTER_TRAINING, "indicator", "prepare", "score", "vanilla"}
 
 
 @pytest.mark.parametrize(
     ("changes", "made_again"),
     [
-        ({}, []),
-        ({"thresholds": [0.3, 0.4]}, [*AFTER_TRAINING, "indicator"]),  # no scores, no vanilla run
-        ({"seeds": [42, 43]}, [*AFTER_TRAINING, "indicator", "score", "vanilla"]),
-        ({"score_layer": 0}, [*AFTER_TRAINING, "indicator", "score"]),
-        ({"max_drop": 0.1}, ["gate", "report"]),
+        ({}, set()),
+        ({"thresholds": [0.3, 0.4]}, {*AFTER_TRAINING, "indicator"}),  # no scores, no vanilla run
+        ({"seeds": [42, 43]}, {*AFTER_TRAINING, "indicator", "score", "vanilla"}),
+        ({"score_layer": 0}, {*AFTER_TRAINING, "indicator", "score"}),
+        ({"max_drop": 0.1}, {"gate", "report"}),
     ],
 )
 def test_a_changed_setting_makes_new_folders_for_what_depends_on_it_alone(plan, changes, made_again):
     before, after = folders(plan()), folders(plan(**changes))
     assert kinds(after - before) == made_again
     if "thresholds" in changes or "seeds" in changes:
-        assert kinds(before - after) == ["report"], "what was there serves on"
+        assert kinds(before - after) == {"report"}, "what was there serves on"
 
 
 def test_what_is_asked_changes_no_model(plan, tmp_path):
@@ -97,11 +97,11 @@ def test_what_is_asked_changes_no_model(plan, tmp_path):
 @pytest.mark.parametrize(
     ("file", "more", "made_again"),
     [
-        ("recipe.yaml", {"learning_rate": 1e-3}, [*AFTER_TRAINING, "indicator", "score", "vanilla"]),
-        ("recipe.yaml", {"logging_steps": 7, "save_steps": 5, "watch_every": 3}, []),
-        ("recipe.yaml", {"max_length": 32}, [*AFTER_TRAINING, "indicator", "score", "vanilla"]),
-        ("launch.yaml", {"num_processes": 2}, [*AFTER_TRAINING, "indicator", "score", "vanilla"]),
-        ("launch.yaml", {"main_process_port": 0}, []),
+        ("recipe.yaml", {"learning_rate": 1e-3}, {*AFTER_TRAINING, "indicator", "score", "vanilla"}),
+        ("recipe.yaml", {"logging_steps": 7, "save_steps": 5, "watch_every": 3}, set()),
+        ("recipe.yaml", {"max_length": 32}, {*AFTER_TRAINING, "indicator", "score", "vanilla"}),
+        ("launch.yaml", {"num_processes": 2}, {*AFTER_TRAINING, "indicator", "score", "vanilla"}),
+        ("launch.yaml", {"main_process_port": 0}, set()),
     ],
 )
 def test_the_recipe_counts_by_what_changes_the_weights(plan, tmp_path, file, more, made_again):
@@ -120,7 +120,7 @@ def test_data_and_base_count_by_their_content_and_not_by_their_date(plan, tmp_pa
     before = folders(plan())
     config = tmp_path / "base" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "rms_norm_eps": 1e-5}))
-    assert kinds(folders(plan()) - before) == [*AFTER_TRAINING, "indicator", "score", "vanilla"]
+    assert kinds(folders(plan()) - before) == {*AFTER_TRAINING, "indicator", "score", "vanilla"}
 
 
 def test_a_seed_model_of_its_own_scores_once_for_all_seeds_and_models(plan, tmp_path):

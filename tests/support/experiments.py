@@ -75,3 +75,8 @@ def write(folder: Path, **changes) -> Path:
     file = folder / "experiment.yaml"
     file.write_text(yaml.safe_dump(content(folder, **changes)))
     return file
+
+
+def many_questions(folder: Path) -> dict:
+    """What to ask where there has to be time for a kill: the built-in sample."""
+    return {**content(folder)["evaluate"], "metadata": {"source": "builtin"}, "batch_size": 1}
