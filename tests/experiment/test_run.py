@@ -22,6 +22,12 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
+@pytest.fixture(autouse=True)
+def _in_its_folder(tmp_path, monkeypatch):
+    """Paths of commands are from the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 def start(file, *more):
     words = [sys.executable, "-m", "ctxaware", "experiment", "run", str(file), *more]
     return subprocess.Popen(
