@@ -14,9 +14,14 @@ pytest.importorskip("trl")
 pytest.importorskip("snakemake")
 
 from support import experiments
+from typer.testing import CliRunner
 
+from ctxaware.commands.app import app
+from ctxaware.errors import InputError
 from ctxaware.experiment.config import read_experiment
 from ctxaware.experiment.plan import Plan
+from ctxaware.experiment.recipes import recipes_folder, snakefile
+from ctxaware.experiment.run import arguments
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -57,40 +62,66 @@ def kill_when(file, is_time):
     running.communicate()
 
 
+def in_process(*words):
+    """The command without a process of its own: nothing heavy is imported twice."""
+    done = CliRunner().invoke(app, ["experiment", *map(str, words)])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.output
+
+
+def last_line(text):
+    return text.strip().splitlines()[-1]
+
+
 def test_dry_run_prints_each_step_as_a_command_and_what_is_there(tmp_path):
     file = experiments.write(tmp_path, thresholds=[0.3, 0.35])
-    status, out = run(file, "--dry-run")
+    status, out = in_process("run", file, "--dry-run")
     assert status == 0, out
     plan = Plan(read_experiment(file))
     for step in plan.steps:
         assert f"# {step.kind} {step.name}: to do\n{step.shell}\n" in out
-    assert out.splitlines()[-1] == "# 11 steps, 11 of them to do"
+    assert last_line(out) == "# 11 steps, 11 of them to do"
     assert not (tmp_path / "out").exists()
 
     for step in plan.steps[:2]:
         step.folder.mkdir(parents=True)
         step.done.touch()
-    status, out = run(file, "--dry-run")
+    _, out = in_process("run", file, "--dry-run")
     assert f"# vanilla {plan.steps[1].name}: done\n" in out
-    assert out.splitlines()[-1] == "# 11 steps, 9 of them to do"
+    assert last_line(out) == "# 11 steps, 9 of them to do"
     status, said = run(file, "--", "--dry-run")  # Snakemake's own says the same
     assert status == 0, said
-    assert {step.name for step in plan.steps if step.name + ".log" in said} == {step.name for step in plan.steps[2:]}
-    assert said.splitlines()[-1].endswith("9 steps are left to do")
+    assert {step.name for step in plan.steps if f"{step.name}.log" in said} == {step.name for step in plan.steps[2:]}
+    assert last_line(said) == f"{tmp_path}/out: 9 steps are left to do"
 
     os.utime(plan.steps[0].done, (time.time() + 60,) * 2)  # prepared anew: what reads it has to follow
-    assert run(file, "--dry-run")[1].splitlines()[-1] == "# 11 steps, 10 of them to do"
+    _, out = in_process("run", file, "--dry-run")
+    assert last_line(out) == "# 11 steps, 10 of them to do"
 
 
 def test_mistakes_are_a_line_each_and_nothing_is_written(tmp_path):
     file = experiments.write(tmp_path, score_layer=15, evaluate={"tasks": "nih_ctx", "metadata": {"source": "none"}})
-    status, out = run(file)
+    status, out = in_process("run", file)
     assert status == 2
-    lines = [line for line in out.splitlines() if line.startswith("error: ")]
+    lines = out.splitlines()
     assert len(lines) == 2
+    assert all(line.startswith("error: ") for line in lines)
     assert "source none does not exist" in lines[1]
-    assert "Traceback" not in out
     assert not (tmp_path / "out").exists()
+
+
+def test_init_writes_an_example_and_overwrites_nothing(tmp_path):
+    status, out = in_process("init")
+    assert (status, out) == (
+        0,
+        "experiment.yaml: change it to your needs, then: ctxaware experiment run experiment.yaml\n",
+    )
+    assert read_experiment(Path("experiment.yaml")).out == "experiments/mine"
+    with pytest.raises(InputError, match=r"experiment\.yaml is there already; name another file, or remove it"):
+        in_process("init")
+    with pytest.raises(InputError, match="--like must be one of beta, demo, example, paper, got 'mine'"):
+        in_process("init", "other.yaml", "--like", "mine")
 
 
 def test_the_slurm_profile_asks_for_gpus_and_time_for_each_step(tmp_path):
@@ -98,82 +129,101 @@ def test_the_slurm_profile_asks_for_gpus_and_time_for_each_step(tmp_path):
     file = experiments.write(tmp_path)
     launch = tmp_path / "launch.yaml"
     launch.write_text(launch.read_text().replace("num_processes: 1", "num_processes: 2").replace("true", "false"))
-    status, out = run(file, "--", "--profile", "recipes/experiment/profiles/slurm", "--dry-run")
-    assert status == 0, out
-    resources = re.findall(r"^rule (\w+):.*?resources: (.*?)$", out, flags=re.MULTILINE | re.DOTALL)
-    assert resources == []
+    profile = recipes_folder() / "experiment" / "profiles" / "slurm"
+    words = ["--snakefile", snakefile(), "--configfile", file, "--profile", profile, "--dry-run", "--cores", "64"]
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", *words], capture_output=True, text=True, env=ENVIRONMENT, check=False
+    )
+    out = done.stdout + done.stderr
+    assert done.returncode == 0, out
+    steps = re.findall(r"logs/(\w+)/.*\n +asks for: (.*)", out)
+    assert dict(steps) == {
+        "prepare": "1 threads, 0 GPU, 60 min, 8000 MB",
+        "vanilla": "16 threads, 2 GPU, 2880 min, 128000 MB",
+        "score": "4 threads, 2 GPU, 360 min, 32000 MB",
+        "indicator": "16 threads, 2 GPU, 2880 min, 128000 MB",
+        "evaluate": "4 threads, 2 GPU, 720 min, 32000 MB",
+        "gate": "1 threads, 0 GPU, 60 min, 8000 MB",
+        "report": "1 threads, 0 GPU, 60 min, 8000 MB",
+    }
 
 
 def of_kind(plan, kind):
     return [step for step in plan.steps if step.kind == kind]
 
 
-def dates(steps):
+def dates_of(steps):
     return {step.name: step.done.stat().st_mtime_ns for step in steps}
 
 
+def test_what_snakemake_is_called_with(tmp_path, monkeypatch):
+    plan, file = Plan(read_experiment(experiments.write(tmp_path))), Path("e.yaml")
+
+    def said(cores=None, more=()):
+        return " ".join(arguments(plan, file, cores, more))
+
+    assert said().endswith("--nolock --quiet host reason --cores all")
+    assert said(cores=4).endswith("--cores 4")
+    profile = recipes_folder() / "experiment" / "profiles" / "slurm"
+    assert said(more=["--profile", "recipes/experiment/profiles/slurm"]).endswith(f"reason --profile {profile}")
+    monkeypatch.setattr(plan, "n_gpus", 8)
+    assert said().endswith("--cores all --resources gpu=8"), "one step at a time has the GPUs of this machine"
+    assert "gpu=" not in said(more=["--jobs=3", "--executor", "slurm"])
+
+
 @pytest.mark.slow
-def test_killed_in_training_and_in_evaluation_the_same_command_goes_on(tmp_path):
-    file = experiments.write(tmp_path, evaluate=experiments.many_questions(tmp_path))
+def test_killed_in_training_and_in_evaluation_it_goes_on_and_ends_though_one_threshold_selects_nothing(tmp_path):
+    evaluate = experiments.many_questions(tmp_path)
+    file = experiments.write(tmp_path, seeds=[1, 2], thresholds=[0.3, 0.99], evaluate=evaluate)
     plan = Plan(read_experiment(file))
-    (vanilla,), evaluations = of_kind(plan, "vanilla"), of_kind(plan, "evaluate")
-    kill_when(file, lambda: (vanilla.folder / "checkpoint-2" / "complete.json").is_file())
-    assert not vanilla.done.exists()
+    vanilla, evaluations = of_kind(plan, "vanilla"), of_kind(plan, "evaluate")
 
-    def some_answers():
-        return any(step.folder.is_dir() and n_answers(step.folder) > 5 for step in evaluations)
+    def in_training():
+        return next((step for step in vanilla if (step.folder / "checkpoint-2" / "complete.json").is_file()), None)
 
-    kill_when(file, some_answers)
-    assert "taking up the run at" in plan.log(vanilla).read_text()
-    done = [step for step in plan.steps if step.done.is_file()]
-    asked = next(step for step in evaluations if step.folder.is_dir() and not step.done.is_file())
-    n_there = n_answers(asked.folder)
-    trained = dates(done)
+    kill_when(file, in_training)
+    trained = in_training()
+    assert not trained.done.exists()
 
-    status, out = run(file)
-    assert status == 0, out
-    assert f"{len(plan.steps)} steps, {len(plan.steps) - len(done)} of them to do" in out
-    assert dates(done) == trained, "what was done is not done again"
-    (cached,) = re.findall(r"Cached requests: (\d+)", plan.log(asked).read_text())[-1:]
-    assert int(cached) >= n_there
-    assert "tiny-chats: Against vanilla" in out
-    (report,) = of_kind(plan, "report")
-    assert out.splitlines()[-1] == f"report: {report.folder}/report.html"
-    assert (report.folder / "report.html").is_file()
-    assert {"gate.md", "gate.json", "gate.xml"} <= {path.name for path in of_kind(plan, "gate")[0].folder.iterdir()}
+    def in_evaluation():
+        return next((step for step in evaluations if n_answers(step.folder) > 5 and not step.done.is_file()), None)
 
-    status, again = run(file)
-    assert status == 0
-    assert "of them to do" not in again.splitlines()[0] or ", 0 of them to do" in again.splitlines()[0]
-    assert again.splitlines()[1:] == out[out.index("\ntiny-chats: ") :].splitlines()
+    kill_when(file, in_evaluation)
+    assert f"taking up the run at {trained.folder}/checkpoint-" in plan.log(trained).read_text()
+    asked, done = in_evaluation(), [step for step in plan.steps if step.done.is_file()]
+    n_there, dates = n_answers(asked.folder), dates_of(done)
 
-
-@pytest.mark.slow
-def test_two_thresholds_and_two_seeds_with_a_threshold_that_selects_nothing(tmp_path):
-    file = experiments.write(tmp_path, seeds=[1, 2], thresholds=[0.3, 0.99])
     status, out = run(file)
     assert status == 1, out
-    failed = [line for line in out.splitlines() if line.startswith("error: indicator ")]
-    assert len(failed) == 2
+    assert f"{len(plan.steps)} steps, {len(plan.steps) - len(done)} of them to do" in out
+    assert dates_of(done) == dates, "what was done is not done again"
+    (cached,) = re.findall(r"Cached requests: (\d+)", plan.log(asked).read_text())[-1:]
+    assert int(cached) == n_there
+    failed = [line for line in out.splitlines() if line.startswith("error: ")]
+    assert len(failed) == 2, "a threshold that selects nothing fails, for each seed"
     for line in failed:
-        assert "failed: with threshold 0.99 no instruction is selected" in line
-        assert Path(line.rpartition("log: ")[2]).name.startswith("tiny-chats-beta-0.99-seed-")
-    plan = Plan(read_experiment(file))
-    missing = {step.kind for step in plan.steps if not step.done.is_file()}
-    assert missing == {"indicator", "evaluate", "gate", "report"}
-    assert sum(step.done.is_file() for step in of_kind(plan, "evaluate")) == 4, "the others went on"
-    there = dates(step for step in plan.steps if step.done.is_file())
+        assert re.match(
+            r"error: indicator tiny-chats-beta-0.99-seed-[12]-\w+ failed: with threshold 0.99 no instr", line
+        )
+        assert Path(line.rpartition(" - log: ")[2]).is_file()
+    assert {step.kind for step in plan.steps if not step.done.is_file()} == {"indicator", "evaluate", "gate", "report"}
+    assert sum(step.done.is_file() for step in evaluations) == 4, "the others went on"
 
-    file = experiments.write(tmp_path, seeds=[1, 2], thresholds=[0.3, 0.31])
+    file = experiments.write(tmp_path, seeds=[1, 2], thresholds=[0.3], evaluate=evaluate)
     status, out = run(file)
     assert status == 0, out
     plan = Plan(read_experiment(file))
-    assert there.items() <= dates(plan.steps).items(), "a new threshold needs no new vanilla run and no new scores"
-    for title in ("β=0.3, [IND] always", "β=0.31, [IND] always"):
-        assert len(re.findall(rf"^\| {re.escape(title).replace('β', '.')} \|", out, flags=re.MULTILINE)) >= 0
-    report = (of_kind(plan, "report")[0].folder / "report.md").read_text()
-    for part in ("Over seeds", "Ablation of the threshold", "average, over seeds", "scores, seed 1"):
-        assert part in report
+    assert f"{len(plan.steps)} steps, 1 of them to do" in out, "all but the report serves on"
+    (report,) = of_kind(plan, "report")
+    assert last_line(out) == f"report: {report.folder}/report.html"
+    table = re.findall(r"^\| ([^|]*) \| [+-]0\.\d+ \[.*\] \| [+-]0\.\d+ \[.*\] \|$", out, flags=re.MULTILINE)
+    assert table == ["+ Indicator, \\[IND\\] always"]
+    page = (report.folder / "report.md").read_text()
+    for part in ("Over seeds", "average, over seeds", "vanilla, seed 1", "scores, seed 2"):
+        assert part in page
+    status, again = run(file)
+    assert status == 0
+    assert again.splitlines()[1:] == out[out.index("\ntiny-chats: ") :].splitlines()
 
 
 def n_answers(folder):
