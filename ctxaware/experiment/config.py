@@ -20,6 +20,7 @@ VANILLA = "vanilla"  # as seed model: the run that the + Indicator run is compar
 DEMO_MODEL = "demo-model"  # as base: the embedded model
 SCRIPT_FOLDER = "{script}"  # in metadata: the folder that a data set's script wrote
 BEFORE_TUNING = ("no", "with_template", "without_template")
+OWN_MODEL_ARGS = {"pretrained", "peft", "tokenizer", "revision", "indicator"}
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 Entry = TypeVar("Entry")
 Read = Callable[[Any, str], Any]  # (value, where it stands) → what it means
@@ -102,7 +103,7 @@ def entry(cls: type[Entry]) -> Read:
         fields = {each.name: each for each in dataclasses.fields(cls)}  # type: ignore[arg-type]
         given = mapping(value, where)
         for unknown in [each for each in given if each not in fields]:
-            near = difflib.get_close_matches(unknown, fields, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(unknown, fields, n=1, cutoff=0.6)
             remedy = f"did you mean {near[0]}?" if near else f"it has {', '.join(fields)}"
             raise InputError(f"{where}: unknown key {unknown!r}; {remedy}")
         values = {}
@@ -222,6 +223,11 @@ class Experiment:
         for what, names in (("models", [m.name for m in self.models]), ("data", [d.name for d in self.data])):
             if twice := sorted({each for each in names if names.count(each) > 1}):
                 raise InputError(f"{what} has the name {twice[0]!r} twice; give each its own")
+        pairs = [f"{model.name}-{data.name}" for model in self.models for data in self.data]
+        if twice := sorted({each for each in pairs if pairs.count(each) > 1}):
+            raise InputError(f"two pairs of model and data are called {twice[0]}; give one of them another name")
+        if own := sorted(OWN_MODEL_ARGS & self.evaluate.model_args.keys()):
+            raise InputError(f"evaluate: model_args: {own[0]} follows from the models and conditions; leave it out")
         marked = [task for task in self.evaluate.tasks if task.endswith("_ind")]
         if marked:
             raise InputError(

@@ -165,8 +165,8 @@ class Plan(Tuning):
         base = next((row for row in rows if row.title == BEFORE_TUNING), None)
         for row in rows:
             before = base if row.title == VANILLA else vanilla.get(row.seed)
-            for after in row.evaluations.values() if before else ():
-                yield self._gate(before.evaluations[NEVER], after)
+            if before is not None:
+                yield from (self._gate(before.evaluations[NEVER], after) for after in row.evaluations.values())
 
     def _gate(self, before: Step, after: Step) -> Step:
         """What is compared is the chat template and `[IND]`, so prompts may differ."""

@@ -51,11 +51,12 @@ def _ratings(comparison: Comparison) -> dict[str, float | None]:
 
 def _shares(comparison: Comparison, thresholds: Sequence[float]) -> Table:
     """Table 3; a row for each seed whose vanilla run scored, or one where a seed model is named."""
-    steps = {step.name: (seed, step) for seed, step in reversed(comparison.scores.items())}
+    seeds = {step.name: seed for seed, step in comparison.scores.items()}
     shares = {}
-    for seed, step in reversed(steps.values()):
+    for seed in sorted(seeds.values()):
+        step = comparison.scores[seed]
         ((_, scores),) = read_scores(step.folder / "scores.parquet").items()
         above = {f"{t:.12g}": float(above_threshold(scores.values, t).mean()) for t in thresholds}
-        name = comparison.name if len(steps) == 1 else f"{comparison.name}, seed {seed}"
+        name = comparison.name if len(seeds) == 1 else f"{comparison.name}, seed {seed}"
         shares[name] = {"share_above": above, "instructions": len(scores.values)}
     return table_3(shares)

@@ -53,7 +53,7 @@ def run(plan: Plan, file: Path, cores: int | None = None, more: Sequence[str] = 
         The steps that failed; empty where everything is done.
 
     Raises:
-        InputError: another process is at this experiment, or Snakemake itself failed.
+        InputError: another process is at this experiment, or Snakemake failed where no step did.
     """
     from snakemake.cli import main
 
@@ -67,7 +67,7 @@ def run(plan: Plan, file: Path, cores: int | None = None, more: Sequence[str] = 
                 return []
     failed = [step for step in plan.steps if not step.done.is_file() and _was_at_work(plan.log(step), started)]
     if not failed:
-        raise InputError("the workflow did not run; what Snakemake says stands above")
+        raise InputError("Snakemake ended with an error that is no step's; what it says stands above")
     return failed
 
 

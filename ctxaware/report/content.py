@@ -110,7 +110,7 @@ def _over_seeds(evaluations: list[Evaluation], ratings: Mapping[str, float | Non
     runs = {e.name: _main_tasks(e) for e in evaluations if _main_tasks(e)}
     if any(len(seeds) > 1 for seeds in by_seed(runs).values()):
         try:
-            section.tables += [score_table(runs, ratings), difference_table(runs)]
+            section.tables.extend([score_table(runs, ratings), difference_table(runs)])
         except InputError as error:
             left_out.append(f"over seeds: {error}")
     return section

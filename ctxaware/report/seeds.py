@@ -121,9 +121,9 @@ def _pairs(first: BySeed, other: BySeed, task: str, notes: dict[str, None]) -> d
 
     What is compared is the chat template and `[IND]`; where anything else differs there is no difference to show.
     """
-    seeds = [seed for seed in {**first, **other} if seed is not None] or [None]
+    named: list[str | None] = [seed for seed in {**first, **other} if seed is not None]
     pairs: dict[str | None, Pairs] = {}
-    for seed in seeds:
+    for seed in named or [None]:
         runs = [each.get(seed, each.get(None)) for each in (first, other)]
         tasks = [of_task(run, task) if run else None for run in runs]
         if tasks[0] is None or tasks[1] is None:

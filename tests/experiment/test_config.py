@@ -7,6 +7,8 @@ from ctxaware.errors import InputError
 from ctxaware.experiment.config import experiment, read_experiment
 from ctxaware.experiment.recipes import examples
 
+MODEL = {"name": "a", "base": "owner/base", "config": "recipe.yaml"}
+DATA = {"name": "c", "source": "hub"}
 SMALLEST = {
     "out": "out",
     "models": {"name": "m", "base": "owner/base", "config": "recipe.yaml"},
@@ -32,11 +34,12 @@ def test_the_experiments_that_ship_can_be_read(name):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"treshold": 0.6}, "unknown key 'treshold'; did you mean thresholds?"),
+        ({"beta": 0.6}, "unknown key 'beta'; it has out, models, data"),
+        ({"threshold": 0.6}, "unknown key 'threshold'; did you mean thresholds?"),
         ({"zzz": 1}, "unknown key 'zzz'; it has out, models, data, evaluate, seeds,"),
         (
-            {"evaluate": {"tasks": "a", "conditon": "always"}},
-            "evaluate: unknown key 'conditon'; did you mean",
+            {"evaluate": {"tasks": "a", "condition": "always"}},
+            "evaluate: unknown key 'condition'; did you mean",
         ),
         ({"models": [{"name": "m", "base": "b"}]}, "models lacks config; `ctxaware experiment init` writes an example"),
         ({"thresholds": 1.5}, "thresholds: threshold must be in 0–1, as scores are, got 1.5"),
@@ -55,6 +58,8 @@ def test_the_experiments_that_ship_can_be_read(name):
         ({"evaluate": {"tasks": "a", "conditions": ["sometimes"]}}, "conditions must be one of never, always"),
         ({"evaluate": {"tasks": ["squad_contain_ind"]}}, "squad_contain_ind puts [IND] on its prompts itself"),
         ({"evaluate": {"tasks": "a", "before_tuning": "yes"}}, "before_tuning must be one of no, with_template"),
+        ({"evaluate": {"tasks": "a", "model_args": {"indicator": "always"}}}, "model_args: indicator follows from the"),
+        ({"models": [MODEL | {"name": "a-b"}, MODEL], "data": [DATA, DATA | {"name": "b-c"}]}, "are called a-b-c"),
         ({"mt_bench": {"judge": "gpt-4"}}, "mt_bench lacks data_dir"),
         ({"models": "m"}, "models must be a mapping, key: value, got 'm'"),
     ],
