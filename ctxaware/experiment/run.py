@@ -11,6 +11,7 @@ from ctxaware.experiment.recipes import located, snakefile
 from ctxaware.experiment.steps import Step
 from ctxaware.runs.claim import locked
 
+OF_EXPERIMENT = "CTXAWARE_EXPERIMENT"  # in the environment of all that a run starts: the experiment's folder
 _CLUSTER = ("--profile", "--workflow-profile", "--executor", "-e", "--jobs", "-j", "--cores", "-c")
 
 
@@ -60,6 +61,9 @@ def run(plan: Plan, file: Path, cores: int | None = None, more: Sequence[str] = 
     started = time.time()
     plan.out.mkdir(parents=True, exist_ok=True)
     with locked(plan.out / ".lock", plan.out):
+        if n_ended := end_what_is_left(plan.out):
+            print(f"{plan.out}: ended {n_ended} processes of a run that was killed", flush=True)
+        os.environ[OF_EXPERIMENT] = str(plan.out.resolve())
         try:
             main(arguments(plan, file, cores, more))
         except SystemExit as end:
@@ -69,6 +73,26 @@ def run(plan: Plan, file: Path, cores: int | None = None, more: Sequence[str] = 
     if not failed:
         raise InputError("Snakemake ended with an error that is no step's; what it says stands above")
     return failed
+
+
+def end_what_is_left(out: Path) -> int:
+    """End the processes that a killed run of an experiment left at work; returns how many.
+
+    Launchers start trainers in sessions of their own, so whatever killed the run may not have reached them. Hold the
+    experiment's lock: then none of them can be of a run that lives.
+    """
+    import psutil
+
+    left = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(OF_EXPERIMENT) == str(out.resolve()):
+                process.kill()
+                left.append(process)
+        except (psutil.Error, OSError):  # gone, or somebody else's
+            continue
+    psutil.wait_procs(left, timeout=60)
+    return len(left)
 
 
 def _was_at_work(log: Path, started: float) -> bool:
