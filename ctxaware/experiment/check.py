@@ -62,7 +62,7 @@ def _software(plan: Plan) -> Iterator[str]:
 def _paths(plan: Plan) -> Iterator[str]:
     for path in (str(plan.out), *(plan.base(model) for model in plan.experiment.models)):
         if unsafe := _UNSAFE.search(path):
-            yield f"{path!r} holds {unsafe[0]!r}, which the harness's --model_args can't; choose another path"
+            yield f"{path!r} holds {unsafe[0]!r}, which a path in the harness's model_args can't; choose another"
     if plan.out.is_file():
         yield f"out: {plan.out} is a file; name a folder"
 
@@ -118,7 +118,7 @@ def _scoring(plan: Plan, model: Model, data: Data) -> Iterator[str]:
     config = load_config(name)
     layer, length = plan.experiment.score_layer, plan.score_max_length(model, data)
     if problem := _message(parse_layers, str(layer), config.get_text_config(decoder=True).num_hidden_layers):
-        yield f"score_layer of {name}: {problem.replace('pass --layer', 'set score_layer')}"
+        yield f"score_layer of {name}: {problem.replace('pass layer', 'set score_layer')}"
     window = _window(config)
     if window and length > window:
         yield f"{length} tokens are past the window of {name}, which scores: set score_max_length to {window} or less"

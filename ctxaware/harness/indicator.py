@@ -82,7 +82,7 @@ class IndicatorMixin(BackEnd):
             if uses_chat_template() is False or unmarked == len(prompts):
                 raise InputError(
                     f"indicator={self.indicator} marks user messages, and these {len(prompts)} prompts did not go "
-                    "through the chat template; add --apply_chat_template, or leave indicator out"
+                    "through the chat template; set apply_chat_template, or leave indicator out"
                 )
             if unmarked:
                 raise InputError(

@@ -78,7 +78,7 @@ def own_tokenizer(lm: Any | None, is_optional: bool = False) -> Any | None:
             return None
         cause = str(error).splitlines()[0]
         raise InputError(
-            f"can't load the tokenizer of this back end: {cause} - name another in --metadata: tokenizer"
+            f"can't load the tokenizer of this back end: {cause} - name another in metadata: tokenizer"
         ) from error
     return tokenizer if hasattr(tokenizer, "is_fast") else None
 

@@ -70,14 +70,14 @@ def _device(name: str | None, state: "PartialState") -> "torch.device":
     except RuntimeError as error:
         raise InputError(f"device must be one like cpu, cuda or cuda:1, got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {name!r} was asked for, but there is no CUDA device here; pass --device cpu")
+        raise InputError(f"device {name!r} was asked for, but there is no CUDA device here", "pass {device} cpu")
     return device
 
 
 def _manifest(run: ScoreRun, device: "torch.device") -> shards.Manifest:
     for name in ("max_length", "batch_tokens", "limit"):
         if (value := getattr(run, name)) is not None and value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}; pass --{name.replace('_', '-')}")
+            raise InputError(f"{name} must be at least 1, got {value}", f"pass another {{{name}}}")
     config = load_config(run.model, run.revision)
     template = load_tokenizer(run.model, run.revision).chat_template
     if not template:
@@ -88,8 +88,8 @@ def _manifest(run: ScoreRun, device: "torch.device") -> shards.Manifest:
     window = getattr(text_config, "max_position_embeddings", None)
     if window and run.max_length > window:
         raise InputError(
-            f"max_length {run.max_length} is longer than this model's window of {window} tokens; "
-            f"pass --max-length {window} or less"
+            f"max_length {run.max_length} is longer than this model's window of {window} tokens",
+            f"pass {{max_length}} {window} or less",
         )
     sha256, n_conversations = shards.scan(run.data, run.limit)
     return shards.Manifest(
@@ -120,13 +120,13 @@ def parse_layers(text: str, n_layers: int) -> list[int]:
         layers = sorted({int(part) for part in text.split(",")})
     except ValueError as error:
         raise InputError(
-            f"layer must be a number, numbers with commas, or all, got {text!r}; pass --layer 15"
+            f"layer must be a number, numbers with commas, or all, got {text!r}", "pass {layer} 15"
         ) from error
     for layer_idx in layers:
         if not 0 <= layer_idx < n_layers:
             raise InputError(
-                f"layer_idx must be in 0–{n_layers - 1} for this model, got {layer_idx}; pass --layer (a middle layer "
-                f"of this model is {n_layers // 2})"
+                f"layer_idx must be in 0–{n_layers - 1} for this model, got {layer_idx}",
+                f"pass {{layer}} {n_layers // 2}, a middle layer of this model",
             )
     return layers
 

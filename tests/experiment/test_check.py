@@ -65,7 +65,7 @@ def test_templates_windows_and_layers(check, folder, bases):
     (line,) = check(seed_model=str(folder / "no-template"))
     assert line.endswith("has no chat template, which says whose each token is; name a chat model")
     (line,) = check(score_layer=15)
-    assert "layer_idx must be in 0–1 for this model, got 15; set score_layer (a middle layer" in line
+    assert "layer_idx must be in 0–1 for this model, got 15; set score_layer 1, a middle layer" in line
     (line,) = check(score_max_length=4096)
     assert line.startswith("4096 tokens are past the window of")
     (line,) = check(evaluate={**tasks, "before_tuning": "no", "metadata": {"max_context_length": 9000}})
@@ -129,7 +129,7 @@ def test_mt_bench_needs_its_questions_and_the_judges_key(check, folder, monkeypa
 
 def test_a_path_that_the_harness_would_misread(check, folder):
     for out in ("a,b", "a=b", "a b", "{a}"):
-        assert any("which the harness's --model_args can't" in line for line in check(out=str(folder / out)))
+        assert any("which a path in the harness's model_args can't" in line for line in check(out=str(folder / out)))
     (folder / "file").write_text("")
     assert check(out=str(folder / "file")) == [f"out: {folder}/file is a file; name a folder"]
 
