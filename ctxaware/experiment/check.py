@@ -2,7 +2,6 @@
 
 import difflib
 import itertools
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -176,9 +175,9 @@ def _mt_bench(plan: Plan) -> Iterator[str]:
     bench = plan.experiment.mt_bench
     if bench is None:
         return
+    from ctxaware.mt_bench.endpoint import EndpointSettings, connect
     from ctxaware.mt_bench.fastchat import load_bench, load_fastchat
 
     load_bench(load_fastchat(), Path(bench.data_dir), for_judge=bench.judge is not None)
-    variable = bench.api_key_env or ("OPENAI_API_KEY" if not bench.base_url else None)
-    if bench.judge and variable and not os.environ.get(variable):
-        yield f"mt_bench: the environment variable {variable} is not set; put the judge's key there"
+    if bench.judge and (problem := _message(connect, EndpointSettings(bench.base_url, bench.api_key_env))):
+        yield f"mt_bench: {problem}"

@@ -119,7 +119,7 @@ class Plan(Tuning):
         mode = arguments.get("indicator", NEVER)
         version = trained.key if trained else key_of(self._key_of_training(model, data)[0], template)
         key = key_of(version, e.tasks, metadata, e.model_args, mode, arguments.get("revision"))
-        name = f"{short_name(trained)}-{mode}" if trained else f"{model.name}-{data.name}-before-tuning"
+        name = f"{short_name(trained)}-{mode}" if trained else f"{model.name}-before-tuning"
         words = ["lm_eval", "--model", "ctxaware", "--model_args", _joined(arguments), "--tasks", ",".join(e.tasks)]
         words += ["--metadata", json.dumps(metadata)] if metadata else []
         words += ["--apply_chat_template"] if template else []
@@ -179,12 +179,11 @@ class Plan(Tuning):
     def _report(self, name: str, rows: Sequence[Row], scores: Mapping[int, Step], judge: Step | None) -> Step:
         evaluated = [(row, step) for row in rows for step in row.evaluations.values()]
         trained = [(row, row.training) for row in rows if row.training]
-        of_scores = {step.name: step for step in scores.values()}  # one, where a seed model is named
         runs = [f"{row.name}={step.folder}" for row, step in (*evaluated, *trained)]
-        for seed, step in scores.items():
-            if of_scores.pop(step.name, None):
-                of_seed = f", seed {seed}" if len(set(scores.values())) > 1 else ""
-                runs.append(f"scores{of_seed}={step.folder / 'scores.parquet'}")
+        scored = {step.name: (seed, step) for seed, step in scores.items()}.values()  # one, where a seed model is named
+        for seed, step in scored:
+            of_seed = f", seed {seed}" if len(scored) > 1 else ""
+            runs.append(f"scores{of_seed}={step.folder / 'scores.parquet'}")
         if judge:
             runs.append(f"MT-Bench={judge.command[judge.command.index('--out') + 1]}")
         words = ["ctxaware", "report", *runs, "--title", f"{name}: vanilla against + Indicator", "--latex"]

@@ -89,7 +89,8 @@ class Tuning:
             *("--dataset", "messages", "--output_dir", "{folder}", *more["words"]),
         ]
         inputs = (self.prepared[data.name], *more.get("reads", ()))
-        first = tuple(self.prepared.values())  # before any training, so that an empty data set is seen at once
+        # all data before any training, so that an empty data set is seen at once
+        first = tuple(step for step in self.prepared.values() if step not in inputs)
         return make_step(self.out, kind, name, key, words, inputs=inputs, first=first, n_gpus=self.n_gpus)
 
     def _key_of_training(self, model: Model, data: Data) -> list[Any]:

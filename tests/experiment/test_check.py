@@ -122,9 +122,11 @@ def test_mt_bench_needs_its_questions_and_the_judges_key(check, folder, monkeypa
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     bench = {"data_dir": str(write_data(folder / "bench")), "judge": "gpt-4"}
     assert check(mt_bench={**bench, "base_url": "http://localhost:1/v1"}) == []
-    assert check(mt_bench=bench) == [
-        "mt_bench: the environment variable OPENAI_API_KEY is not set; put the judge's key there"
-    ]
+    (line,) = check(mt_bench=bench)
+    assert line.startswith("mt_bench: the environment variable OPENAI_API_KEY is not set")
+    (line,) = check(mt_bench={**bench, "base_url": "http://me:hidden@localhost:1/v1"})
+    assert line.startswith("mt_bench: ")
+    assert "hidden" not in line, "it would stand in the step's command"
 
 
 def test_a_path_that_the_harness_would_misread(check, folder):
