@@ -70,34 +70,42 @@ def in_process(*words):
     return done.exit_code, done.output
 
 
+def of_kind(plan, kind):
+    return [step for step in plan.steps if step.kind == kind]
+
+
 def last_line(text):
     return text.strip().splitlines()[-1]
 
 
 def test_dry_run_prints_each_step_as_a_command_and_what_is_there(tmp_path):
-    file = experiments.write(tmp_path, thresholds=[0.3, 0.35])
+    chats = experiments.content(tmp_path)["data"][0]
+    file = experiments.write(tmp_path, data=[chats, {**chats, "name": "more", "dataset": "sharegpt"}])
     status, out = in_process("run", file, "--dry-run")
     assert status == 0, out
     plan = Plan(read_experiment(file))
     for step in plan.steps:
         assert f"# {step.kind} {step.name}: to do\n{step.shell}\n" in out
-    assert last_line(out) == "# 11 steps, 11 of them to do"
+    assert last_line(out) == "# 16 steps, 16 of them to do"
     assert not (tmp_path / "out").exists()
 
-    for step in plan.steps[:2]:
+    def is_done(kind, data, seconds_ago):
+        (step,) = [step for step in of_kind(plan, kind) if data in step.name]
         step.folder.mkdir(parents=True)
         step.done.touch()
-    _, out = in_process("run", file, "--dry-run")
-    assert f"# vanilla {plan.steps[1].name}: done\n" in out
-    assert last_line(out) == "# 11 steps, 9 of them to do"
+        os.utime(step.done, (time.time() - seconds_ago,) * 2)
+        return step
 
-    os.utime(plan.steps[1].done, (time.time() - 60,) * 2)  # the data are newer: what reads them has to follow
+    done = [is_done("prepare", "chats", 100), is_done("vanilla", "chats", 60), is_done("prepare", "more", 10)]
+    is_done("vanilla", "more", 60)  # before its data were prepared anew
     _, out = in_process("run", file, "--dry-run")
-    assert last_line(out) == "# 11 steps, 10 of them to do"
+    assert set(re.findall(r"^# \w+ (\S+): done$", out, flags=re.MULTILINE)) == {step.name for step in done}
+    assert last_line(out) == "# 16 steps, 13 of them to do"
     status, said = run(file, "--", "--dry-run")  # Snakemake's own says the same
     assert status == 0, said
-    assert {step.name for step in plan.steps if f"{step.name}.log" in said} == {step.name for step in plan.steps[1:]}
-    assert last_line(said) == f"{tmp_path}/out: 10 steps are left to do"
+    to_do = {step.name for step in plan.steps if f"{step.name}.log" in said}
+    assert to_do == {step.name for step in plan.steps if step not in done}
+    assert last_line(said) == f"{tmp_path}/out: 13 steps are left to do"
 
 
 def test_mistakes_are_a_line_each_and_nothing_is_written(tmp_path):
@@ -146,10 +154,6 @@ def test_the_slurm_profile_asks_for_gpus_and_time_for_each_step(tmp_path):
         "gate": "1 threads, 0 GPU, 60 min, 8000 MB",
         "report": "1 threads, 0 GPU, 60 min, 8000 MB",
     }
-
-
-def of_kind(plan, kind):
-    return [step for step in plan.steps if step.kind == kind]
 
 
 def dates_of(steps):
