@@ -40,6 +40,8 @@ class Tuning:
             raise InputError(f"launch: {self.launch} names no num_processes; expected a config of accelerate")
         self.n_processes = int(launch["num_processes"])
         self.n_gpus = 0 if launch.get("use_cpu") else self.n_processes
+        is_free = self.n_processes > 1 and launch.get("num_machines", 1) == 1 and "main_process_port" not in launch
+        self._port = ["--main_process_port", "0"] if is_free else []  # any free one: jobs may share a machine
         self._read: dict[str, dict[str, Any]] = {}
         self._versions: dict[str, str] = {}
         self.prepared = {data.name: self._prepare(data) for data in experiment.data}
@@ -84,7 +86,15 @@ class Tuning:
         """A training run; `words` and `reads` are what it takes besides the data."""
         configs = [word for path in (*model.config, *data.config) for word in ("--config", located(path))]
         words = [
-            *("accelerate", "launch", "--config_file", self.launch, located(f"recipes/{recipe}"), *configs),
+            *(
+                "accelerate",
+                "launch",
+                "--config_file",
+                self.launch,
+                *self._port,
+                located(f"recipes/{recipe}"),
+                *configs,
+            ),
             *("--model_name_or_path", self.base(model), "--data", str(self.prepared[data.name].folder)),
             *("--dataset", "messages", "--output_dir", "{folder}", *more["words"]),
         ]
@@ -172,7 +182,8 @@ class Tuning:
         """A command over as many GPUs as training takes."""
         if self.n_gpus < 2:
             return words
-        return ["accelerate", "launch", "--multi_gpu", "--num_processes", str(self.n_gpus), "-m", *words]
+        launch = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(self.n_gpus)]
+        return [*launch, "--main_process_port", "0", "-m", *words]
 
 
 def _model_name(name: str) -> str:

@@ -171,9 +171,12 @@ def test_many_gpus_train_score_and_evaluate_together(plan, tmp_path):
         **{"prepare": 0, "vanilla": 4, "score": 4, "indicator": 4},
         **{"evaluate": 4, "gate": 0, "report": 0},
     }
-    start = ("accelerate", "launch", "--multi_gpu", "--num_processes", "4", "-m")
-    assert steps["evaluate"].command[:7] == (*start, "lm_eval")
-    assert steps["score"].command[:8] == (*start, "ctxaware", "score")
+    start = ("accelerate", "launch", "--multi_gpu", "--num_processes", "4", "--main_process_port", "0", "-m")
+    assert steps["evaluate"].command[:9] == (*start, "lm_eval")
+    assert steps["score"].command[:10] == (*start, "ctxaware", "score")
+    assert steps["vanilla"].command[4:6] == ("--main_process_port", "0"), "jobs may share a machine"
+    change(tmp_path, "launch.yaml", main_process_port=29501)
+    assert "--main_process_port" not in {step.kind: step for step in plan().steps}["vanilla"].command
 
 
 def test_mt_bench_answers_of_all_models_lie_together_and_are_judged_once(plan, tmp_path):
