@@ -28,7 +28,7 @@ class Tuning:
         prepared: the last step of each data set, by its name.
 
     Raises:
-        InputError: a file that is named can't be read, or a local data set is not there.
+        InputError: a file that is named can't be read or says what can't be done, or a local data set is not there.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -38,9 +38,13 @@ class Tuning:
         launch = read_yaml(Path(self.launch))
         if not isinstance(launch, dict) or not isinstance(launch.get("num_processes"), int):
             raise InputError(f"launch: {self.launch} names no num_processes; expected a config of accelerate")
+        if launch.get("num_machines", 1) != 1:
+            raise InputError(
+                f"launch: {self.launch} has num_machines {launch['num_machines']}; a step is of one machine"
+            )
         self.n_processes = int(launch["num_processes"])
         self.n_gpus = 0 if launch.get("use_cpu") else self.n_processes
-        is_free = self.n_processes > 1 and launch.get("num_machines", 1) == 1 and "main_process_port" not in launch
+        is_free = self.n_processes > 1 and "main_process_port" not in launch
         self._port = ["--main_process_port", "0"] if is_free else []  # any free one: jobs may share a machine
         self._read: dict[str, dict[str, Any]] = {}
         self._versions: dict[str, str] = {}

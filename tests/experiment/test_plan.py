@@ -200,3 +200,13 @@ def test_what_is_not_there_is_said_at_once(plan):
     ):
         with pytest.raises(InputError, match=told):
             plan(**changes)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [({"num_machines": 2}, "num_machines 2; a step is of one machine"), ({"num_processes": None}, "no num_processes")],
+)
+def test_a_launch_config_that_can_not_be_followed(plan, tmp_path, more, told):
+    change(made(plan, tmp_path), "launch.yaml", **more)
+    with pytest.raises(InputError, match=told):
+        plan()
