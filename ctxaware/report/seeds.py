@@ -84,7 +84,9 @@ def score_table(runs: Mapping[str, Run], ratings: Mapping[str, float | None] | N
         rating = float(np.mean(rated)) if len(rated) == len(seeds) else None
         rows.append((name, *intervals, average, rating, len(seeds)))
     columns = ("model", *map(title_of, tasks), "average", "MT-Bench", "seeds")
-    note = "Scores with 95% intervals by cluster, each question's score being its mean over seeds."
+    note = "Scores with 95% intervals by cluster."
+    if any(row[-1] != 1 for row in rows):
+        note = f"{note[:-1]}, each question's score being its mean over seeds."
     return without_empty(Table("Vanilla tuning and tuning with the indicator", columns, rows, note))
 
 
@@ -109,11 +111,10 @@ def difference_table(runs: Mapping[str, Run]) -> Table:
         cells = [None if part is None else part.interval() for part in parts]
         rows.append((name, *cells, average, _over_seeds(by_task) if is_whole else None))
     columns = ("model", *map(title_of, tasks), "average", "average, over seeds")
-    note = (
-        "Differences paired by question, with 95% intervals by cluster. Over seeds: the mean difference of each seed, "
-        "with Student's t interval."
-    )
-    return without_empty(Table(f"Against {first[0]}", columns, rows, " ".join([note, *notes])))
+    note = ["Differences paired by question, with 95% intervals by cluster."]
+    if any(row[-1] is not None for row in rows):
+        note.append("Over seeds: the mean difference of each seed, with Student's t interval.")
+    return without_empty(Table(f"Against {first[0]}", columns, rows, " ".join([*note, *notes])))
 
 
 def _pairs(first: BySeed, other: BySeed, task: str, notes: dict[str, None]) -> dict[str | None, Pairs]:
