@@ -5,7 +5,9 @@ import json
 import pytest
 import yaml
 from support.experiments import content
+from typer.main import get_command
 
+from ctxaware.commands.app import app
 from ctxaware.errors import InputError
 from ctxaware.experiment.config import experiment
 from ctxaware.experiment.plan import Plan
@@ -210,3 +212,22 @@ def test_a_launch_config_that_can_not_be_followed(plan, tmp_path, more, told):
     change(made(plan, tmp_path), "launch.yaml", **more)
     with pytest.raises(InputError, match=told):
         plan()
+
+
+def parse(words):
+    """Let the command line read a command, and run nothing."""
+    command, arguments, context = get_command(app), list(words[1:]), None
+    while hasattr(command, "resolve_command"):
+        context = command.make_context(words[0], [*arguments], parent=context, allow_extra_args=True)
+        _, command, arguments = command.resolve_command(context, arguments)
+    return command.make_context(words[0], arguments, parent=context).params
+
+
+def test_every_command_of_ours_is_one_that_the_command_line_takes(plan):
+    bench = {"data_dir": "bench", "judge": "j", "base_url": "http://localhost:1/v1", "api_key_env": "KEY"}
+    steps = [step for step in plan(seeds=[1, 2], mt_bench=bench).steps if step.command[0] == "ctxaware"]
+    assert {step.kind for step in steps} == {"prepare", "score", "answer", "judge", "gate", "report"}
+    for step in steps:
+        assert str(parse(step.command)["out"]).startswith(str(step.folder.parents[1]))
+    with pytest.raises(Exception, match="No such option"):
+        parse((*steps[0].command, "--no-such"))
