@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctxaware.errors import InputError
+from ctxaware.errors import InputError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -183,9 +183,8 @@ def _loaded(kind: Any, what: str, name: str, of: Any = None, **kwargs: Any) -> A
                 f"{what} {name!r} needs code of its own (auto_map), which is never run here; "
                 "pass one that transformers itself knows"
             ) from error
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"can't load {what} {name!r}: {cause[:_SHOWN]} - pass a hub name or the path of a model folder"
+            f"can't load {what} {name!r}: {first_line(error)[:_SHOWN]} - pass a hub name or the path of a model folder"
         ) from error
 
 

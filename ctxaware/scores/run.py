@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctxaware.data.conversations import find_file
-from ctxaware.errors import InputError
+from ctxaware.errors import InputError, first_line
 from ctxaware.models import choose_dtype, load_config, load_model, load_tokenizer, model_fingerprint
 from ctxaware.runs.processes import on_main
 from ctxaware.runs.progress import progress_bar
@@ -69,8 +69,13 @@ def _device(name: str | None, state: "PartialState") -> "torch.device":
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"device must be one like cpu, cuda or cuda:1, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {name!r} was asked for, but there is no CUDA device here", "pass {device} cpu")
+    try:
+        torch.zeros(1, device=device).item()
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # not there, not built for it, or meta
+        raise InputError(f"device {name!r} can't be used here: {first_line(error)}", "pass {device} cpu") from error
     return device
 
 
