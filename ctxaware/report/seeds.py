@@ -137,10 +137,12 @@ def _pairs(first: BySeed, other: BySeed, task: str, notes: dict[str, None]) -> d
 
 
 def _over_seeds(by_task: Sequence[Mapping[str | None, Pairs]]) -> Interval | None:
-    """Of the mean difference over tasks, one value a seed; None for a single seed."""
+    """Of the mean difference over tasks, one value a seed; None for one seed, and where equal seeds show no spread."""
     seeds = list(by_task[0])
     if len(seeds) < 2:
         return None
     means = [float(np.mean([pairs[seed].differences.mean() for pairs in by_task])) for seed in seeds]
+    if len(set(means)) == 1:
+        return None  # an interval without width would claim that no other seed differs
     interval = t_interval(means)
     return Difference(interval.mean, interval.low, interval.high, interval.n)

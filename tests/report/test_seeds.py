@@ -58,6 +58,11 @@ def test_one_seed_has_the_gates_own_difference_and_nothing_over_seeds(run):
     assert table.rows == [("+ Indicator", paired)]
 
 
+def test_seeds_that_agree_to_the_digit_have_no_interval_without_width(run):
+    runs = {f"{name}, seed {s}": run(t=scores) for s in (1, 2) for name, scores in (("a", [0, 1]), ("b", [1, 1]))}
+    assert difference_table(runs).columns == ("model", "t")
+
+
 def test_averages_count_each_task_alike_and_the_model_before_tuning_is_paired_with_each_seed(run):
     runs = {
         "vanilla, seed 1": run(squad_contain=[0, 0, 1, 1], quac_contain=[0, 0]),
