@@ -1,6 +1,7 @@
 """Loading a model and its tokenizer: a user's mistake is one line, and no code that comes with a model ever runs."""
 
 import hashlib
+import json
 import pickle
 import re
 import warnings
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 HASHED_WHOLE = 1 << 30  # bytes; of a larger file `model_fingerprint` reads blocks
 _N_BLOCKS, _BLOCK = 4096, 1 << 16
+_ALL = r"(?!.*\.md$|auto_indicator\.).*"  # cards and what was fitted to the weights afterwards change nothing in them
+_WEIGHTS = r"(?!auto_indicator\.)(.*\.safetensors|.*\.bin|(adapter_)?config\.json)"
 _SHOWN = 300  # characters of a library's error
 
 
@@ -77,7 +80,7 @@ def load_adapter(model: "PreTrainedModel", name: str, revision: str | None = Non
     """
     if _adapter(name, revision) is None:
         raise InputError(f"{name!r} is no adapter: it has no adapter_config.json; pass an adapter's folder or hub name")
-    if _file(name, "adapter_model.safetensors", revision) is None:
+    if file_of(name, "adapter_model.safetensors", revision) is None:
         raise InputError(
             f"adapter {name!r} has no adapter_model.safetensors; pickled weights are not loaded, convert it"
         )
@@ -152,10 +155,10 @@ def _adapter(name: str, revision: str | None) -> "PeftConfig | None":
 
 def has_tokenizer(name: str, revision: str | None = None) -> bool:
     """Whether a folder or a hub name holds a tokenizer: most adapters don't."""
-    return _file(name, "tokenizer_config.json", revision) is not None
+    return file_of(name, "tokenizer_config.json", revision) is not None
 
 
-def _file(name: str, file: str, revision: str | None) -> str | None:
+def file_of(name: str, file: str, revision: str | None) -> str | None:
     """Where `file` of a folder or a hub name lies on this machine; None where there is none."""
     from transformers.utils import cached_file
 
@@ -204,6 +207,58 @@ def choose_dtype(name: str, device: "torch.device") -> "torch.dtype":
     return getattr(torch, name)
 
 
+def choose_device(name: str | None) -> "torch.device":
+    """The torch device of that name; None for the GPU where there is one, else the CPU.
+
+    Raises:
+        InputError: it is no device, or there is none of its kind here.
+    """
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device must be one like cpu, cuda or cuda:1, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {name!r} was asked for, but there is no CUDA device here; pass --device cpu")
+    return device
+
+
+def weights_fingerprint(name: str, revision: str | None = None, base: str | None = None) -> str:
+    """What identifies a model's weights and configuration wherever they lie, in a folder or on the hub.
+
+    As `files_fingerprint`, of these files alone; of an adapter with those of its base.
+
+    Args:
+        name: hub name or folder, of a model or an adapter.
+        revision: branch, tag or commit.
+        base: what an adapter is put on; None for the base that it names.
+
+    Raises:
+        InputError: there is no such model, or a file of it can't be read.
+    """
+    adapter = _adapter(name, revision)
+    folder = Path(name)
+    if not folder.is_dir():
+        needed = ["adapter_config.json", "adapter_model.safetensors"] if adapter else ["config.json"]
+        index = None if adapter else file_of(name, "model.safetensors.index.json", revision)
+        shards = sorted(set(json.loads(Path(index).read_text())["weight_map"].values())) if index else []
+        needed += shards or ([] if adapter else ["model.safetensors"])
+        files = [file_of(name, file, revision) for file in needed]
+        if files[0] is None:
+            load_config(name, revision)  # says what is wrong
+        if any(file is None for file in files):
+            raise InputError(f"{name} lacks weights in safetensors ({', '.join(needed)}), by which it is recognised")
+        folder = Path(str(files[0])).parent
+    own = _folder_hash(folder, _WEIGHTS)
+    if adapter is None:
+        return own
+    below = (base, None) if base else (adapter.base_model_name_or_path, adapter.revision)
+    return f"{own} on {weights_fingerprint(*below)}"
+
+
 def model_fingerprint(name: str, revision: str | None = None) -> str:
     """What identifies a model's weights, configuration and tokenizer; of an adapter also those of its base.
 
@@ -221,7 +276,7 @@ def files_fingerprint(name: str, revision: str | None = None) -> str:
 
     The hub's commit, or for a folder a hash of its files: whole up to `HASHED_WHOLE` bytes, of a larger file its size
     and 4,096 blocks of 64 KiB spread evenly, among them both ends. Training changes far more than lies between two.
-    Not in it: hidden files, sub-folders, and `.md` files.
+    Not in it: hidden files, sub-folders, `.md` files, and the automatic indicator.
 
     Raises:
         InputError: there is no such model, or a file of it can't be read.
@@ -232,18 +287,18 @@ def files_fingerprint(name: str, revision: str | None = None) -> str:
 def _commit(name: str, revision: str | None) -> str:
     from transformers.utils.hub import extract_commit_hash
 
-    file = _file(name, "adapter_config.json" if _adapter(name, revision) else "config.json", revision)
+    file = file_of(name, "adapter_config.json" if _adapter(name, revision) else "config.json", revision)
     if (commit := extract_commit_hash(file, None)) is None:
         load_config(name, revision)  # says what is wrong
         raise InputError(f"model {name!r} has no commit by which it could be recognised; pass a folder")
     return commit
 
 
-def _folder_hash(folder: Path) -> str:
+def _folder_hash(folder: Path, pattern: str = _ALL) -> str:
     digest = hashlib.sha256()
     try:
         for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
-            if path.suffix == ".md":
+            if not re.fullmatch(pattern, path.name):
                 continue
             size = path.stat().st_size
             digest.update(f"{path.name}\0{size}\0".encode(errors="surrogateescape"))

@@ -17,8 +17,8 @@ from ctxaware import ContextLM
 from ctxaware.errors import InputError
 from ctxaware.harness.indicator import IndicatorMixin
 from ctxaware.harness.paths import tasks_folder
-from ctxaware.harness.prefix_cache import PrefixCache
 from ctxaware.indicator.token import add_indicator, indicator_id
+from ctxaware.prefix_cache import PrefixCache
 
 TASKS = tasks_folder()
 SMALL = {"source": "builtin", "max_context_length": 600, "num_context_lengths": 2, "num_depths": 3}

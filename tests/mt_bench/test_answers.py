@@ -9,6 +9,7 @@ from support.mt_bench import run_answer as answer
 from support.server import Say
 
 from ctxaware.errors import InputError
+from ctxaware.indicator.marking import ALWAYS
 from ctxaware.indicator.token import INDICATOR, add_indicator, indicator_id
 from ctxaware.mt_bench.generate import LocalModel
 from ctxaware.mt_bench.protocol import seed_of
@@ -140,7 +141,7 @@ def test_the_indicator_is_one_token_on_both_user_turns_and_typed_ones_are_text(d
         return real(self, prompts, *rest)
 
     monkeypatch.setattr(LocalModel, "_generate", spy)
-    answer(model, "m", data_dir, out, tokenizer=with_token, indicator=True, **FEW)
+    answer(model, "m", data_dir, out, tokenizer=with_token, indicator=ALWAYS, **FEW)
     mark, end = indicator_id(with_token), with_token.convert_tokens_to_ids("<|im_end|>")
     n_messages = [2] * 5 + [4] * 5  # and the template's own system message
     assert sorted(ids.count(mark) for ids in seen) == [1] * 5 + [2] * 5
@@ -153,7 +154,7 @@ def test_the_indicator_is_one_token_on_both_user_turns_and_typed_ones_are_text(d
 
 def test_a_tokenizer_without_the_indicator_is_refused(model, tokenizer, data_dir, out):
     with pytest.raises(InputError, match=r"no single \[IND\] token"):
-        answer(model, "m", data_dir, out, tokenizer=tokenizer, indicator=True)
+        answer(model, "m", data_dir, out, tokenizer=tokenizer, indicator=ALWAYS)
     assert not out.exists()
 
 
@@ -237,11 +238,11 @@ def test_an_endpoint_answers_both_turns_and_a_bad_answer_is_asked_for_again(serv
 
 def test_an_endpoint_with_the_indicator_needs_a_tokenizer_that_has_it(server, tokenizer, data_dir, out, tmp_path):
     with pytest.raises(InputError, match="served model's tokenizer"):
-        answer("served", "m", data_dir, out, base_url=server.url, indicator=True)
+        answer("served", "m", data_dir, out, base_url=server.url, indicator=ALWAYS)
     with_token = copy.deepcopy(tokenizer)
     add_indicator(with_token)
     with_token.save_pretrained(tmp_path / "tokenizer")
-    answer("served", "m", data_dir, out, base_url=server.url, indicator=True, tokenizer=str(tmp_path / "tokenizer"))
+    answer("served", "m", data_dir, out, base_url=server.url, indicator=ALWAYS, tokenizer=str(tmp_path / "tokenizer"))
     users = [m["content"] for body in server.bodies for m in body["messages"] if m["role"] == "user"]
     assert len(users) == 4 + 8
     assert all(text.endswith(f" {INDICATOR}") for text in users)

@@ -198,6 +198,10 @@ def test_the_indicators_row_is_trained_and_what_is_saved_loads_equal(data, tmp_p
     rows = embedding(torch.tensor([token_id, other]))
     assert not torch.equal(rows[0], before[token_id]), "the indicator's row stayed as it was"
     assert torch.equal(rows[1], before[other]) == bool(more), "an adapter moves this row alone"
+    head = AutoModelForCausalLM.from_pretrained(base).get_output_embeddings().weight
+    trained_head = trainer.model.get_output_embeddings().weight
+    assert not torch.equal(trained_head[token_id], head[token_id]), "the indicator can't be predicted"
+    assert torch.equal(trained_head[other], head[other]) == bool(more), "an adapter moves this row alone"
     if method != "qlora":
         from lm_eval.models.huggingface import HFLM
 

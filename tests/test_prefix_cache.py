@@ -12,7 +12,7 @@ from support.architectures import CONFIGS, random_model
 
 from ctxaware.demo import demo_model
 from ctxaware.errors import InputError
-from ctxaware.harness.prefix_cache import PrefixCache, Prompt, common_prefix, why_not_exact
+from ctxaware.prefix_cache import PrefixCache, Prompt, common_prefix, why_not_exact
 
 RNG = torch.Generator().manual_seed(0)
 HAYSTACK = torch.randint(3, 60, (60,), generator=RNG).tolist()
