@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 N_FOLDS = 5
 LEAST = 2 * N_FOLDS  # turns of each kind that are needed
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-STRENGTH = 0.01  # scikit-learn's C of the probe, on standardised hidden states
+STRENGTH = 0.001  # scikit-learn's C of the probe, on standardised hidden states
 _RESAMPLES = 1000
 
 

@@ -206,6 +206,11 @@ def _last_states(model: "PreTrainedModel", layers: Sequence[int]) -> Iterator[di
             handle.remove()
 
 
+def usual_layer(n_layers: int) -> int:
+    """The layer that a probe looks at where none is named: a quarter of the way up, the best on real conversations."""
+    return -(-n_layers // 4)
+
+
 def decoder_layers(model: "PreTrainedModel") -> torch.nn.ModuleList:
     """The layers of the text decoder, in order.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ctxaware.auto.fit import Quality, fit, labelled_turns
 from ctxaware.auto.indicator import AutoIndicator
-from ctxaware.auto.methods import PROBE, SLOT
+from ctxaware.auto.methods import PROBE, SLOT, usual_layer
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import indicator_id
 from ctxaware.models import choose_device, choose_dtype, load_config, load_model, load_tokenizer, weights_fingerprint
@@ -77,14 +77,14 @@ def fit_model(
 
 
 def parse_probe_layers(text: str | None, config: "PretrainedConfig") -> list[int]:
-    """Layers from `12` or `8,12`, as given; the middle one where none is.
+    """Layers from `12` or `8,12`, as given; the usual one where none is.
 
     Raises:
         InputError: it is none of these, or the model lacks one of them.
     """
     n_layers = config.get_text_config(decoder=True).num_hidden_layers
     if text is None:
-        return [n_layers // 2]
+        return [usual_layer(n_layers)]
     try:
         layers = list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError as error:

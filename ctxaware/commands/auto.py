@@ -40,7 +40,9 @@ def fit_command(
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the files; beside the model, if not given.")] = None,
     beta: Annotated[float, typer.Option(help="Turns with a score above it are context-dependent.")] = 0.6,
-    layer: Annotated[str | None, typer.Option(help="Of the probe: 12, or several: 8,12; a middle one if none.")] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Of the probe: 8, or several: 8,12; a quarter of the way up, if none.")
+    ] = None,
     score_layer: Annotated[int | None, typer.Option(help="Which layer, where the scores are of several.")] = None,
     max_length: Annotated[int, typer.Option(help="Tokens; longer prompts are left out.")] = 2048,
     dtype: Annotated[DType, typer.Option(help="auto: bfloat16 on CUDA, else float32.")] = DType.auto,
@@ -55,7 +57,7 @@ def fit_command(
     \b
     Examples:
       ctxaware auto fit --model runs/ind --data held_out --scores scores.parquet --method slot
-      ctxaware auto fit --model runs/vanilla --data held_out --scores scores.parquet --method probe --layer 12
+      ctxaware auto fit --model runs/vanilla --data held_out --scores scores.parquet --method probe --layer 8
     """
     from ctxaware.auto.pictures import reliability_diagram
     from ctxaware.auto.run import FitRun, fit_model

@@ -5,6 +5,7 @@ passage of another question; and first turns of MT-Bench.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def auto_prompts(
         needles: settings of the needle prompts.
         source: of the reading questions: hub, builtin or a path.
         questions: MT-Bench's `question.jsonl`; None leaves that kind out.
-        limit: the first so many reading questions, and so many of each kind made of them.
+        limit: so many reading questions, of as many passages as there are, and of each kind made of them.
         max_new_tokens: of an answer to MT-Bench.
 
     Raises:
@@ -80,7 +81,7 @@ def auto_prompts(
         )
         for doc in needle_documents(needles, tokenizer)
     ]
-    docs = load_reading("squad", source)[:limit]
+    docs = _spread(load_reading("squad", source))[:limit]
     passages = list(dict.fromkeys(doc["context"] for doc in docs))
     if len(passages) < 2:
         raise InputError(f"the reading questions of {source} are of one passage; an irrelevant one needs another")
@@ -100,6 +101,16 @@ def auto_prompts(
         name, category = str(question["question_id"]), str(question["category"])
         prompts.append(AutoPrompt(MT_BENCH, name, str(question["turns"][0]), max_new_tokens, category=category))
     return [AutoPrompt(**{**vars(each), "text": defuse(each.text, special)}) for each in prompts]
+
+
+def _spread(docs: list[dict]) -> list[dict]:
+    """The first question of each passage, then the second of each, and so on."""
+    seen: Counter[str] = Counter()
+    ranks = []
+    for doc in docs:
+        ranks.append(seen[doc["context"]])
+        seen[doc["context"]] += 1
+    return [docs[i] for i in sorted(range(len(docs)), key=ranks.__getitem__)]
 
 
 def _mt_bench(path: Path) -> list[dict]:

@@ -13,13 +13,13 @@ from ctxaware.errors import InputError
 from ctxaware.harness.auto_prompts import EXTRACTION, KINDS, MT_BENCH, NEEDLES, READING, AutoPrompt, auto_prompts
 from ctxaware.harness.settings import NeedleSettings
 from ctxaware.indicator.marking import ALWAYS, AUTO, MODES, NEVER
-from ctxaware.intervals import DIFFERENCE, Interval, mean_interval
+from ctxaware.intervals import DIFFERENCE, Difference, Interval, mean_interval
+from ctxaware.report.collect import AUTO as FILE
 from ctxaware.report.tables import Cell, Table
 from ctxaware.runs.claim import RUN, claim, locked
-from ctxaware.runs.files import output_file, read_json, write_json, write_text
+from ctxaware.runs.files import output_file, write_json, write_text
 from ctxaware.runs.progress import progress_bar
 
-FILE = "auto_evaluation.json"  # what a report shows
 NEEDED = (NEEDLES, READING)  # kinds whose answer stands in the context
 MIN_GAIN = 0.05  # of always over never, under which its share is not a figure worth telling
 
@@ -183,6 +183,7 @@ def table(result: dict[str, Any]) -> Table:
     added = tokens[AUTO]["computed"] / tokens[NEVER]["computed"] - 1
     note = (
         "Scores from 0 to 1 with 95% intervals, differences paired; prompts of a passage or a cell are one cluster. "
+        "Same answers of MT-Bench are without the category extraction. "
         f"Prompt tokens computed: {tokens[NEVER]['computed']:,} for never, {tokens[AUTO]['computed']:,} for auto "
         f"({added:+.2%})."
     )
@@ -191,26 +192,21 @@ def table(result: dict[str, Any]) -> Table:
 
 def _row(figures: dict[str, Any]) -> tuple[Cell, ...]:
     scores = figures.get("scores", {})
-    same = _interval(figures["identical_to_never"])
-    if but := figures.get("identical_to_never_but_extraction"):
-        same = f"{same}; but extraction {_interval(but)}"
+    same = figures.get("identical_to_never_but_extraction") or figures["identical_to_never"]
     share = figures.get("share_of_gain")
     return (
         figures["kind"],
         figures["n"],
         _interval(figures["marked"]),
         *(_interval(scores.get(mode)) for mode in (NEVER, ALWAYS, AUTO)),
-        *(_interval(figures.get(name), "+") for name in ("gain_of_always", "gain_of_auto")),
+        *(_interval(figures.get(name), Difference) for name in ("gain_of_always", "gain_of_auto")),
         None if share is None else f"{share:.2f}",
-        same,
+        _interval(same),
     )
 
 
-def _interval(value: dict[str, Any] | None, sign: str = "") -> str | None:
-    if value is None:
-        return None
-    interval = Interval(value["mean"], value["low"], value["high"], value["n"])
-    return f"{interval.mean:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
+def _interval(value: dict[str, Any] | None, kind: type[Interval] = Interval) -> Interval | None:
+    return None if value is None else kind(value["mean"], value["low"], value["high"], value["n"])
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -220,12 +216,3 @@ def markdown(result: dict[str, Any]) -> str:
     auto = of["auto_indicator"]
     head = f"Model `{of['model']}`, {auto['method']}, threshold {auto['threshold']:.3f}, β {auto['beta']:g}."
     return f"# {shown.title}\n\n{head}\n\n{shown.markdown()}\n\n{shown.note}\n"
-
-
-def read(path: Path) -> dict[str, Any]:
-    """What `evaluate` wrote.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    return read_json(path)

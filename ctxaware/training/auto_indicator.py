@@ -7,7 +7,7 @@ import numpy as np
 
 from ctxaware.auto.fit import fit, labelled_turns
 from ctxaware.auto.indicator import FILE
-from ctxaware.auto.methods import PROBE, SLOT
+from ctxaware.auto.methods import PROBE, SLOT, usual_layer
 from ctxaware.errors import InputError
 from ctxaware.models import weights_fingerprint
 from ctxaware.runs.processes import is_sharded
@@ -39,7 +39,7 @@ def fit_auto_indicator(trainer: "SFTTrainer", arguments: Arguments, selection: D
     out, beta = Path(arguments.training.output_dir), arguments.of_indicator().threshold
     model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
     method = PROBE if selection.encode.assistant_only_loss else SLOT
-    layers = [model.config.get_text_config(decoder=True).num_hidden_layers // 2]
+    layers = [usual_layer(model.config.get_text_config(decoder=True).num_hidden_layers)]
     was_training = model.training
     model.eval()
     try:

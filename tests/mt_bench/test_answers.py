@@ -290,3 +290,44 @@ def test_the_manifest_says_how_the_answers_were_made(model, tokenizer, data_dir,
     assert (settings["max_new_tokens"], settings["seed"], settings["indicator"]) == (12, 0, False)
     assert settings["model"]["window_tokens"] == 2048
     assert {"fschat", "openai", "torch", "transformers"} <= manifest["runs"][0]["versions"].keys()
+
+
+def test_auto_marks_the_turns_that_the_model_says_and_the_rows_tell(data_dir, out, tokenizer, monkeypatch):
+    from support.auto import make_indicator
+
+    from ctxaware import auto
+    from ctxaware.mt_bench import sources
+
+    with_token = copy.deepcopy(tokenizer)
+    model = tiny_model(tokenizer)
+    add_indicator(with_token, model)
+    monkeypatch.setattr(sources, "beside", lambda *_: make_indicator(with_token))
+    arguments = {"tokenizer": with_token, **FEW}
+    first = [[{"role": "user", "content": question["turns"][0]}] for question in QUESTIONS]
+    p = sorted(auto.probabilities(model, with_token, first, make_indicator(with_token)))
+    half = make_indicator(with_token, threshold=(p[1] + p[2]) / 2)
+    monkeypatch.setattr(sources, "beside", lambda *_: half)
+    seen = []
+    real = LocalModel._generate
+    monkeypatch.setattr(LocalModel, "_generate", lambda self, ids, *rest: seen.extend(ids) or real(self, ids, *rest))
+    path = answer(model, "m", data_dir, out, indicator="auto", **arguments).path
+    mark, decided = indicator_id(with_token), []
+    for row in read_jsonl(path):
+        choice = row["choices"][0]
+        decided.append(choice["indicator"])
+        assert choice["indicator"] == [p > half.threshold for p in choice["indicator_probability"]]
+    assert sum(marks[0] for marks in decided) == 2
+    expected = [marks[0] for marks in decided] + [sum(marks) for marks in decided]  # of the second turn: both
+    assert sorted(ids.count(mark) for ids in seen) == sorted(map(int, expected))
+    with pytest.raises(InputError, match=r"indicator auto \(now False\)"):
+        answer(model, "m", data_dir, out, **arguments)
+    monkeypatch.setattr(sources, "beside", lambda *_: make_indicator(with_token, threshold=0.9))
+    with pytest.raises(InputError, match=r"model.auto_indicator.threshold .* \(now 0.9\)"):
+        answer(model, "m", data_dir, out, indicator="auto", **arguments)
+
+
+def test_auto_can_not_look_into_an_endpoint(server, data_dir, out):
+    with pytest.raises(InputError, match="looks into a local model, which no endpoint lets it"):
+        answer("served", "m", data_dir, out, base_url=server.url, indicator="auto")
+    with pytest.raises(InputError, match="indicator must be one of never, always, auto, got 'sometimes'"):
+        answer("served", "m", data_dir, out, base_url=server.url, indicator="sometimes")
