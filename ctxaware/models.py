@@ -222,7 +222,7 @@ def choose_device(name: str | None) -> "torch.device":
     except RuntimeError as error:
         raise InputError(f"device must be one like cpu, cuda or cuda:1, got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {name!r} was asked for, but there is no CUDA device here; pass --device cpu")
+        raise InputError(f"device {name!r} was asked for, but there is no CUDA device here", "pass {device} cpu")
     return device
 
 

@@ -9,8 +9,8 @@ import contextlib
 import inspect
 import itertools
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +19,10 @@ from transformers import DynamicCache, PreTrainedModel
 # Tokens that a forward pass of its own costs as much as, whatever it is fed: on a GPU reading the weights.
 LAUNCH_TOKENS = {"cpu": 16}
 _GPU_LAUNCH_TOKENS = 256
+
+# Tokens fed at a time behind a cache: there the kernel computes what its mask hides, so that one long piece costs more
+# than several short ones (a third more for 3,600 tokens behind 400).
+PIECE_TOKENS = 1024
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -78,7 +82,7 @@ class PrefixCache:
     """The shared prefixes of prompts that are visited in the order of `plan`.
 
     Args:
-        model: a causal language model for which `why_not_exact` knows no reason.
+        model: a causal language model for which `cache_trial.why_not_exact` knows no reason.
         around: opens a context manager around every call of the model.
     """
 
@@ -113,7 +117,8 @@ class PrefixCache:
         order = sorted(range(len(prompts)), key=lambda i: prompts[i].key)
         lengths = [len(p.input_ids) for p in prompts]
         shared = [min(self._shared.get(p.key, 0), len(p.input_ids) - p.n_scored) for p in prompts]
-        n_tail = self._tail([n - s for n, s in zip(lengths, shared, strict=True)], max(p.n_scored for p in prompts))
+        own = [n - s for n, s in zip(lengths, shared, strict=True)]
+        n_tail = self._tail(own, max(p.n_scored for p in prompts), PIECE_TOKENS if any(shared) else max(lengths))
         rows = _Rows(len(prompts), max(lengths) - n_tail)
         for i in order:
             self._grow(prompts[i], max(shared[i], lengths[i] - n_tail))
@@ -139,12 +144,13 @@ class PrefixCache:
         self.n_computed += sum(min(n_tail, len(p.input_ids)) for p in prompts)
         return rows.cache(), n_tail
 
-    def _tail(self, own: Sequence[int], n_scored: int) -> int:
+    def _tail(self, own: Sequence[int], n_scored: int, most: int) -> int:
         """Tokens to feed to all rows together, so that the cost of all forward passes is least.
 
         Args:
             own: tokens of each row that no neighbour shares.
             n_scored: the least it may be.
+            most: the most it may be, where that is not less than `n_scored`.
         """
 
         def cost(n_tail: int) -> int:
@@ -152,7 +158,7 @@ class PrefixCache:
             return max(n_tail * len(own), self._launch) + alone
 
         kinks = {n_scored, self._launch // len(own), *own, *(n - self._launch for n in own)}  # linear between these
-        return min({max(n, n_scored) for n in kinks}, key=lambda n: (cost(n), n))
+        return min({max(min(n, most), n_scored) for n in kinks}, key=lambda n: (cost(n), n))
 
     def _grow(self, prompt: Prompt, n_tokens: int) -> None:
         """Make the trunk the first `n_tokens` of a prompt, or more of it where that is there already."""
@@ -163,7 +169,10 @@ class PrefixCache:
         if n_kept < n_tokens:
             self._key = ()  # nothing holds while the model runs: an error may leave layers of two lengths
             input_ids = torch.tensor([prompt.input_ids[:n_tokens]], device=self.model.device)
-            self._forward(input_ids, torch.ones_like(input_ids), n_kept, self._trunk, (prompt,), 1)
+            ends = [*range(n_kept + PIECE_TOKENS, n_tokens, PIECE_TOKENS)] if n_kept else []  # from nothing: causal
+            for start, end in itertools.pairwise([n_kept, *ends, n_tokens]):
+                piece = input_ids[:, :end]
+                self._forward(piece, torch.ones_like(piece), start, self._trunk, (prompt,), 1)
             self.n_computed += n_tokens - n_kept
         self._key = prompt.key
 
@@ -258,52 +267,3 @@ def forward_parameters(model: PreTrainedModel) -> set[str]:
     """Names that the model's own `forward` takes, that of the base where an adapter is around it."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return set(inspect.signature(base.forward).parameters)
-
-
-def why_not_exact(model: PreTrainedModel) -> str | None:
-    """Why the cache of a text, cut short, may not be the cache of the shorter text; None where it is.
-
-    First what the configuration says, then a trial: a few tokens with and without reuse must give the same logits.
-    """
-    config = model.config.get_text_config(decoder=True)
-    if model.config.is_encoder_decoder:
-        return "the model is an encoder-decoder"
-    if getattr(model, "_is_stateful", False):
-        return "the model is recurrent"
-    if kinds := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
-        return f"the model has layers of kind {', '.join(sorted(kinds))}"
-    if kinds := {kind for kind in _rope_types(config) if kind in ("dynamic", "longrope")}:
-        return f"position embeddings of kind {', '.join(sorted(kinds))} depend on the length of the text"
-    adapter = getattr(model, "active_peft_config", None)
-    if adapter is not None and (adapter.is_prompt_learning or getattr(adapter, "alora_invocation_tokens", None)):
-        return "the adapter adds tokens of its own, or waits for some"
-    return _trial(model)
-
-
-def _rope_types(config: Any) -> Iterator[str]:
-    parameters = getattr(config, "rope_parameters", None) or {}
-    for each in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):
-        yield from filter(None, [each.get("rope_type")])
-
-
-def _trial(model: PreTrainedModel) -> str | None:
-    """A few tokens with and without reuse: logits may differ by little of what leaving out the beginning changes."""
-    n = min(model.get_input_embeddings().weight.shape[0], 997)
-    text = [(i * i * 7 + 3 * i + 1) % n for i in range(40)]
-    trials = [Prompt(tuple(text[:12] + text[20:29])), Prompt(tuple(text[:12] + text[29:40]))]
-    trials += [Prompt(tuple(text[:8] + text[24:38]), n_scored=2)]
-    cache = PrefixCache(model, unchanged)
-    cache._launch = 1  # so that the trunk is grown and cut for each
-    try:
-        order = cache.plan(trials)
-        reused = cache.score([trials[i] for i in order])
-        plain = read_whole(model, [trials[i] for i in order])
-        beheaded = read_whole(model, [replace(trials[i], input_ids=trials[i].input_ids[8:]) for i in order])
-    except Exception as error:  # whatever a model raises here, it goes without
-        return f"it takes no cache of ours ({type(error).__name__}: {error})"
-    tolerance = 1e-3 if reused[0].dtype == torch.float32 else 0.25  # in 16 bits, padding alone changes a tenth
-    for ours, theirs, without in zip(reused, plain, beheaded, strict=True):
-        ours, theirs, without = ours.float(), theirs.float(), without.float()
-        if not (ours - theirs).abs().mean() <= tolerance * (without - theirs).abs().mean():
-            return "a trial gave other logits with reuse than without"
-    return None

@@ -1,6 +1,8 @@
 """The house as its documents describe it."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -35,3 +37,32 @@ def test_the_readme_fits_on_a_page_and_its_links_lead_somewhere():
         for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
             if not link.startswith(("http:", "https:")):
                 assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_a_library_names_no_flag_of_a_command_line():
+    """Flags stand in `commands/`; elsewhere `InputError` names settings, and the command spells them."""
+    flagged = [
+        f"{name}:{line}: {text}"
+        for name in sorted(MODULES)
+        if not name.startswith("ctxaware/commands/")
+        for line, text in _texts((ROOT / name).read_text())
+        if re.search(r"(?<![\w-])--[a-z]", text)
+        and not re.fullmatch(r"--\w+=?", text)  # the recipes' parser looks for it
+        and "pip install --" not in text
+    ]
+    assert flagged == []
+
+
+def _texts(source: str) -> Iterator[tuple[int, str]]:
+    """Line and value of each string of a module, docstrings aside."""
+    tree = ast.parse(source)
+    docs = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            yield node.lineno, node.value

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.architectures import CONFIGS, random_model
 
+from ctxaware import prefix_cache
+from ctxaware.cache_trial import why_not_exact
 from ctxaware.demo import demo_model
 from ctxaware.errors import InputError
-from ctxaware.prefix_cache import PrefixCache, Prompt, common_prefix, why_not_exact
+from ctxaware.prefix_cache import PrefixCache, Prompt, common_prefix
 
 RNG = torch.Generator().manual_seed(0)
 HAYSTACK = torch.randint(3, 60, (60,), generator=RNG).tolist()
@@ -50,9 +52,10 @@ def llama():
     return random_model(CONFIGS["llama, grouped heads"]())
 
 
-@pytest.mark.parametrize("n_batch", [1, 4])
+@pytest.mark.parametrize(("n_batch", "piece"), [(1, 1024), (4, 1024), (1, 7)])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_logits_are_those_of_the_plain_forward(name, n_batch):
+def test_logits_are_those_of_the_plain_forward(name, n_batch, piece, monkeypatch):
+    monkeypatch.setattr(prefix_cache, "PIECE_TOKENS", piece)
     model = random_model(CONFIGS[name]())  # windows of 5 to 7 tokens: nearly all prompts are longer
     assert why_not_exact(model) is None
     prompts = [Prompt(tuple(ids), n_scored=1 + i % 3) for i, ids in enumerate(grid())]
@@ -92,6 +95,16 @@ def test_what_two_batches_share_is_computed_once(llama):
     assert cache.n_computed == len(HAYSTACK) + 1 + 6
 
 
+def test_behind_a_cache_no_piece_is_longer_than_the_limit(llama, monkeypatch):
+    monkeypatch.setattr(prefix_cache, "PIECE_TOKENS", 10)
+    fed = []
+    cache = PrefixCache(llama, lambda call: fed.append(call.input_ids.shape[1]) or contextlib.nullcontext())
+    prompts = [Prompt((*HAYSTACK[:20], i, *HAYSTACK[20:55])) for i in (1, 2)]
+    reused_logits(llama, prompts, 1, cache)
+    # keys of each call: the first prompt from nothing up to its last ten, the second behind the 20 that are shared
+    assert fed == [46, 56, 30, 40, 46, 56]
+
+
 def test_entries_that_differ_are_not_shared(llama):
     """Equal tokens under another key: steering's, for one, where the tokens are another speaker's."""
     prompts = [Prompt((*HAYSTACK, 1), cache_key=tuple((i, who) for i in (*HAYSTACK, 1))) for who in ("a", "b")]
@@ -114,7 +127,8 @@ def test_the_tail_costs_least(llama):
         def cost(n_tail, own=own, launch=launch):
             return max(n_tail * len(own), launch) + sum(max(n - n_tail, launch) for n in own if n > n_tail)
 
-        assert cost(cache._tail(own, 1)) == min(cost(n) for n in range(1, max(own) + 1))
+        for most in (2, max(own)):
+            assert cost(cache._tail(own, 1, most)) == min(cost(n) for n in range(1, most + 1))
 
 
 def test_an_error_half_way_leaves_nothing_that_is_used_later(llama, monkeypatch):

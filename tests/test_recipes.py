@@ -299,7 +299,11 @@ def test_mistakes_are_one_line_and_exit_code_2(data, tmp_path):
     for name, more, told in (
         ("sft_vanilla.py", ("--effective_batch_size", "5"), "effective_batch_size must be a multiple of 2"),
         ("sft_vanilla.py", ("--chat_template", "llama"), "chat_template must be one of tinyllama, own"),
-        ("sft_indicator.py", (), "which instructions get [IND]?"),
+        (
+            "sft_indicator.py",
+            (),
+            "nothing says which instructions get [IND]; pass --scores, --seed_model or --rescore_each_epoch true",
+        ),
         ("sft_indicator.py", ("--seed_model", "m", "--threshold", "nan"), "threshold must be in 0–1, as scores are"),
         (
             "sft_indicator.py",
@@ -307,7 +311,11 @@ def test_mistakes_are_one_line_and_exit_code_2(data, tmp_path):
             "with threshold 1 no instruction is selected of 18 that have a score; scores reach from 0.",
         ),
         ("sft_indicator.py", ("--scores", "none.parquet"), "none.parquet does not exist; make it with ctxaware score"),
-        ("sft_indicator.py", ("--seed_model", str(base)), "layer_idx must be in 0–1 for this model, got 15"),
+        (
+            "sft_indicator.py",
+            ("--seed_model", str(base)),
+            "must be in 0–1 for this model, got 15; pass --score_layer 1",
+        ),
     ):
         assert recipe(name, command(base, data, tmp_path / f"{name}{len(more)}{more[-1:]}", *more), log) == 2
         last = log.read_text().splitlines()[-1]

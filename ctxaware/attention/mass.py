@@ -39,7 +39,7 @@ def check_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
     last = n_layers(model) - 1
     for layer_idx in layers:
         if not 0 <= layer_idx <= last:
-            raise InputError(f"layer_idx must be in 0–{last} for this model, got {layer_idx}; pass --layer")
+            raise InputError(f"layer_idx must be in 0–{last} for this model, got {layer_idx}", "pass another {layer}")
 
 
 def attention_mass(

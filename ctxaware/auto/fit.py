@@ -222,7 +222,7 @@ def fit(
         fitted = Slot()
         log_odds = np.array(read_log_odds(model, fitted, turns.forks, advance))
     if not np.isfinite(log_odds).all():
-        raise InputError(f"the {method} gives numbers that are not finite in {model.dtype}; use --dtype float32")
+        raise InputError(f"the {method} gives numbers that are not finite in {model.dtype}", "pass {dtype} float32")
     probabilities = np.empty(len(log_odds))
     for rest, held_out in folds:
         probabilities[held_out] = fit_calibration(log_odds[rest], is_positive[rest])(log_odds[held_out])
@@ -250,7 +250,8 @@ def _folds(is_positive: np.ndarray, conversations: np.ndarray, beta: float) -> l
     if min(n_positive, len(is_positive) - n_positive) < LEAST or n_groups < N_FOLDS:
         raise InputError(
             f"{n_positive} of {len(is_positive)} turns have a score above beta {beta:g}, in too few conversations; at "
-            f"least {LEAST} of each kind, in {N_FOLDS} conversations, are needed: pass more data, or another --beta"
+            f"least {LEAST} of each kind, in {N_FOLDS} conversations, are needed",
+            "pass more data, or another {beta}",
         )
     folds = StratifiedGroupKFold(N_FOLDS, shuffle=True, random_state=0)
     parts = list(folds.split(np.zeros(len(is_positive)), is_positive, conversations))

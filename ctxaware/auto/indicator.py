@@ -195,7 +195,7 @@ def load_auto_indicator(name: str, revision: str | None = None, base: str | None
         InputError: there is none, it is damaged, or it is of other weights.
     """
     if (file := file_of(name, FILE, revision)) is None:
-        raise InputError(f"{name} has no {FILE}; make it with: ctxaware auto fit --model {name} --data … --scores …")
+        raise InputError(f"{name} has no {FILE}; make it with ctxaware auto fit")
     indicator = _read(Path(file), file_of(name, WEIGHTS, revision))
     if (found := weights_fingerprint(name, revision, base)) != indicator.model:
         raise InputError(

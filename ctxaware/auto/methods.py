@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from ctxaware.auto.fork import Fork
+from ctxaware.cache_trial import why_not_exact
 from ctxaware.errors import InputError
-from ctxaware.prefix_cache import PrefixCache, Prompt, read_whole, unchanged, why_not_exact
+from ctxaware.prefix_cache import PrefixCache, Prompt, read_whole, unchanged
 from ctxaware.runs.progress import Advance
 
 if TYPE_CHECKING:
@@ -192,7 +193,9 @@ def _last_states(model: "PreTrainedModel", layers: Sequence[int]) -> Iterator[di
     handles = []
     for layer_idx in layers:
         if not 0 <= layer_idx < len(blocks):
-            raise InputError(f"layer_idx must be in 0–{len(blocks) - 1} for this model, got {layer_idx}; pass --layer")
+            raise InputError(
+                f"layer_idx must be in 0–{len(blocks) - 1} for this model, got {layer_idx}", "pass another {layer}"
+            )
 
         def keep(module: torch.nn.Module, arguments: tuple, output: Any, layer_idx: int = layer_idx) -> None:
             hidden = output[0] if isinstance(output, tuple) else output

@@ -88,8 +88,10 @@ def parse_probe_layers(text: str | None, config: "PretrainedConfig") -> list[int
     try:
         layers = list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError as error:
-        raise InputError(f"layer must be a number, or numbers with commas, got {text!r}; pass --layer 12") from error
+        raise InputError(f"layer must be a number, or numbers with commas, got {text!r}", "pass {layer} 8") from error
     for layer_idx in layers:
         if not 0 <= layer_idx < n_layers:
-            raise InputError(f"layer_idx must be in 0–{n_layers - 1} for this model, got {layer_idx}; pass --layer")
+            raise InputError(
+                f"layer_idx must be in 0–{n_layers - 1} for this model, got {layer_idx}", "pass another {layer}"
+            )
     return layers

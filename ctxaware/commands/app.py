@@ -40,12 +40,16 @@ for name in COMMANDS:
 USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, wherever this release of typer keeps it
 
 
+def _option(setting: str) -> str:
+    return f"--{setting.replace('_', '-')}"
+
+
 def main() -> None:
     """Run the command; a mistake in its options, or an `InputError`, becomes one line and exit code 2."""
     try:
         exit_code = app(standalone_mode=False)
     except InputError as error:
-        print_error(error)
+        print_error(error, _option)
         exit_code = 2
     except USAGE_ERROR as error:
         print_error(error.format_message())

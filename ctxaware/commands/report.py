@@ -7,6 +7,20 @@ import typer
 
 app = typer.Typer()
 
+MADE_BY = {  # anchor of a section, and what makes it
+    "scores": "lm_eval … --tasks ctxaware --log_samples --output_path FOLDER",
+    "compared": "pass two runs or more, before=FOLDER after=FOLDER",
+    "template": "ctxaware gap --base … --instruct … --out FOLDER",
+    "needles": "lm_eval … --tasks nih_ctx --log_samples --output_path FOLDER",
+    "ablation": "runs named beta=0.5=FOLDER beta=0.6=FOLDER …",
+    "attention": "ctxaware attention --instruct … --out FOLDER",
+    "steering": "ctxaware steer … --out FOLDER",
+    "auto": "ctxaware auto evaluate --model … --out FOLDER",
+    "dependency": "ctxaware score … --out scores.parquet, and ctxaware select",
+    "mt-bench": "ctxaware mt-bench answer, then judge",
+    "training": "the output folder of a recipe, with --watch_every 100 for the curve",
+}
+
 
 @app.command()
 def report(
@@ -42,7 +56,7 @@ def report(
         )
     if out.suffix != ".html":
         raise InputError(f"--out must end in .html, got {out}")
-    page = make_report(collect([_named(run) for run in runs]), title, max_drop, confidence, flips)
+    page = make_report(collect([_named(run) for run in runs]), title, max_drop, confidence, flips, MADE_BY)
     for path in write(page, out, latex):
         print(path)
     for text in page.warnings:

@@ -22,8 +22,8 @@ class BrokenFileError(InputError):
 
     def __init__(self, path: Path, n_whole: int, cause: str):
         super().__init__(
-            f"{path} is broken after {n_whole} whole conversations ({cause}); get the whole file, or take these "
-            f"with: ctxaware prepare --salvage"
+            f"{path} is broken after {n_whole} whole conversations ({cause})",
+            "get the whole file, or take these: pass {salvage} to ctxaware prepare",
         )
         self.n_whole = n_whole
 

@@ -51,7 +51,7 @@ def prepare_dataset(run: PrepareRun) -> dict[str, Any]:
         InputError: the source is none, of another shape, broken in the middle, or would be overwritten.
     """
     if run.dataset not in DATASETS:
-        raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {run.dataset!r}; pass --dataset")
+        raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {run.dataset!r}", "pass another {dataset}")
     counts: Counter[str] = Counter()
     sums: Counter[str] = Counter()
     n_tokens = _token_counter(run.tokenizer)
@@ -146,7 +146,9 @@ def _summed(
             sums["tokens"] += n_tokens(conversation["messages"])
         yield conversation
     if not sums["conversations"]:  # before a file is put in its place
-        raise InputError(f"no conversation is left of the {records.n} records of {records.source}; is --dataset right?")
+        raise InputError(
+            f"no conversation is left of the {records.n} records of {records.source}", "is {dataset} right?"
+        )
 
 
 def _token_counter(name: str | None) -> Callable[[list[dict]], int] | None:

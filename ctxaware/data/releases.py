@@ -71,7 +71,9 @@ def clean(records: Iterable[dict], dataset: str, counts: Counter) -> Iterator[di
         messages = spec.messages(record) if isinstance(record, dict) else None
         if number == 0 and messages is None:
             shape = sorted(record) if isinstance(record, dict) else type(record).__name__
-            raise InputError(f"expected records of {dataset} ({_SHAPES[dataset]}), got {shape}; pass another --dataset")
+            raise InputError(
+                f"expected records of {dataset} ({_SHAPES[dataset]}), got {shape}", "pass another {dataset}"
+            )
         messages = normalise(messages or [], counts, remove_refusals=spec.remove_refusals)
         if not messages:
             counts["empty_conversations"] += 1

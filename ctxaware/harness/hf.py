@@ -18,10 +18,11 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 from transformers.generation import GenerationMode
 
+from ctxaware.cache_trial import why_not_exact
 from ctxaware.errors import InputError
 from ctxaware.harness.calls import no_cache_of_its_own, one_line_out_of_memory
 from ctxaware.harness.internals import detect_batch_size, fixed_batch_size, one_line_in_lm_eval
-from ctxaware.prefix_cache import ModelCall, PrefixCache, Prompt, why_not_exact
+from ctxaware.prefix_cache import ModelCall, PrefixCache, Prompt
 
 logger = logging.getLogger("lm_eval.ctxaware")
 

@@ -34,8 +34,8 @@ class IndicatorMixin(BackEnd):
                 raise InputError(f"indicator must be one of {', '.join(MODES)}, got {indicator!r}")
             if indicator == AUTO and not self.can_decide:
                 raise InputError(
-                    "indicator=auto reads what the model shows while it computes a prompt, which only --model ctxaware "
-                    "does; pass indicator=always or never here"
+                    "indicator=auto reads what the model shows while it computes a prompt, which only the harness's "
+                    "model ctxaware does; pass indicator=always or never here"
                 )
             self.indicator = indicator
             super().__init__(*args, **kwargs)
@@ -92,7 +92,7 @@ class IndicatorMixin(BackEnd):
             if uses_chat_template() is False or unmarked == len(prompts):
                 raise InputError(
                     f"indicator={self.indicator} marks user messages, and these {len(prompts)} prompts did not go "
-                    "through the chat template; add --apply_chat_template, or leave indicator out"
+                    "through the chat template; set apply_chat_template, or leave indicator out"
                 )
             if unmarked:
                 raise InputError(

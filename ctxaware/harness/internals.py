@@ -78,7 +78,7 @@ def own_tokenizer(lm: Any | None, is_optional: bool = False) -> Any | None:
             return None
         cause = str(error).splitlines()[0]
         raise InputError(
-            f"can't load the tokenizer of this back end: {cause} - name another in --metadata: tokenizer"
+            f"can't load the tokenizer of this back end: {cause} - name another in metadata: tokenizer"
         ) from error
     return tokenizer if hasattr(tokenizer, "is_fast") else None
 
@@ -205,5 +205,5 @@ def refuse_kept(cache_hook: Any, marking: str | None) -> None:
     if kept.get(key) != marking:
         raise InputError(
             f"the kept answers (use_cache) are of {kept.get(key) or 'another indicator'}, this run is of "
-            f"{marking or 'another indicator'}, and a prompt is the same in both; pass another --use_cache"
+            f"{marking or 'another indicator'}, and a prompt is the same in both; pass another file"
         )

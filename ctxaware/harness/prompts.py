@@ -57,13 +57,13 @@ def user_prompt(
     except TemplateError:
         prompt = chat_template(messages[1:], add_generation_prompt=True)
     if isinstance(prompt, str) and system.strip() not in prompt:
-        raise InputError("the chat template takes no system message; leave out --system_instruction")
+        raise InputError("the chat template takes no system message; leave out system_instruction")
     if not response_prefix:
         return prompt
     if not isinstance(prompt, str):
         raise InputError(
             "a response prefix can't be sent with messages; use a task without _prefix, or text: "
-            "--model local-completions with tokenized_requests=True and tokenizer=NAME_OR_FOLDER"
+            "model local-completions with tokenized_requests=True and tokenizer=NAME_OR_FOLDER"
         )
     return prompt + (" " if prompt and not prompt[-1].isspace() else "") + response_prefix
 

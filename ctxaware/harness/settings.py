@@ -79,10 +79,10 @@ def _typed(key: str, value: Any, kind: str | type) -> Any:
     if kind is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
-        raise InputError(f"{key} must be a whole number, got {value!r}; pass --metadata '{{\"{key}\": 4}}'")
+        raise InputError(f"{key} must be a whole number, got {value!r}; set it in metadata: '{{\"{key}\": 4}}'")
     if isinstance(value, str):
         return value
-    raise InputError(f'{key} must be text, got {value!r}; pass --metadata \'{{"{key}": "…"}}\'')
+    raise InputError(f'{key} must be text, got {value!r}; set it in metadata: \'{{"{key}": "…"}}\'')
 
 
 def _refuse_misspelt(key: str, task: str) -> None:
@@ -91,4 +91,4 @@ def _refuse_misspelt(key: str, task: str) -> None:
     near = difflib.get_close_matches(key, OUR_KEYS, n=1, cutoff=0.8)
     near = near or [ours for ours in sorted(OUR_KEYS) if len(key) > 4 and key in ours]
     if near and key not in HFLM.__init__.__annotations__:
-        raise InputError(f"{task}: unknown setting {key!r} in --metadata; did you mean {near[0]!r}?")
+        raise InputError(f"{task}: unknown setting {key!r} in metadata; did you mean {near[0]!r}?")

@@ -104,8 +104,8 @@ class SteeringMixin(_Base):
         messages = self.messages_of(text)
         if messages is None:
             raise InputError(
-                "steering needs the user's messages, and this prompt did not go through the chat template; add "
-                f"--apply_chat_template, or leave steer_alpha out: {text[:60]!r}"
+                "steering needs the user's messages, and this prompt did not go through the chat template; set "
+                f"apply_chat_template, or leave steer_alpha out: {text[:60]!r}"
             )
         if not any(message["role"] == "user" for message in messages):
             roles = ", ".join(message["role"] for message in messages)

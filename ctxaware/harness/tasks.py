@@ -137,7 +137,7 @@ class ContextTask(ConfigurableTask):
             if kwargs.get("cache_requests"):
                 raise InputError(
                     f"{self.config.task}: the harness's request cache ignores settings and would send another run's "
-                    "prompts; leave out --cache_requests (--use_cache is fine)"
+                    "prompts; leave out cache_requests (use_cache is fine)"
                 )
             self._check_steering()
             self._keep_greedy(self.config.generation_kwargs)
@@ -154,7 +154,7 @@ class ContextTask(ConfigurableTask):
         if asked and lm is not None and not hasattr(lm, "set_steering"):
             raise InputError(
                 f"{self.config.task}: {' and '.join(asked)} steer attention, and {type(lm).__name__} can't; only "
-                "--model ctxaware can, which runs transformers models: no vLLM, no endpoint"
+                "the model ctxaware can, which runs transformers models: no vLLM, no endpoint"
             )
 
     def _check_form(self) -> None:
@@ -162,11 +162,11 @@ class ContextTask(ConfigurableTask):
         lm = running_model()
         are_text = all(isinstance(instance.args[0], str) for instance in self.instances)
         if is_chat_endpoint(lm) and are_text:
-            raise InputError(f"{self.config.task}: a chat endpoint takes messages; add --apply_chat_template")
+            raise InputError(f"{self.config.task}: a chat endpoint takes messages; set apply_chat_template")
         if lm is not None and not is_chat_endpoint(lm) and not are_text:
             raise InputError(
                 f"{self.config.task}: this back end would send messages where text belongs; add "
-                "tokenized_requests=True,tokenizer_backend=huggingface to --model_args"
+                "tokenized_requests=True,tokenizer_backend=huggingface to model_args"
             )
 
     def _check_window(self) -> None:
@@ -174,7 +174,7 @@ class ContextTask(ConfigurableTask):
         if window is None:
             raise InputError(
                 f"{self.config.task}: the window of the model is not known, so a cut prompt would pass unseen; "
-                "add max_length=TOKENS to --model_args (or to --metadata, where tasks are loaded by hand)"
+                "add max_length=TOKENS to model_args (or to metadata, where tasks are loaded by hand)"
             )
         prompts = [instance.args[0] for instance in self.instances]
         answer = self.config.generation_kwargs["max_gen_toks"]
@@ -194,7 +194,7 @@ class ContextTask(ConfigurableTask):
             )
 
     def _server_hint(self) -> str:
-        return ", or pass the server's max_length in --model_args" if is_endpoint(self.model_args) else ""
+        return ", or pass the server's max_length in model_args" if is_endpoint(self.model_args) else ""
 
     def shorter_hint(self) -> str:
         """What a user can do about a prompt that is too long."""
@@ -215,7 +215,7 @@ class ContextTask(ConfigurableTask):
         if self._n_answers == self._n_requests and 2 * self._n_empty > self._n_answers:
             logger.warning(
                 "%s: %s of %s answers are empty, so the score says little about the context; a chat model needs "
-                "--apply_chat_template, or a _prefix task, which begins the answer",
+                "apply_chat_template, or a _prefix task, which begins the answer",
                 self.config.task,
                 self._n_empty,
                 self._n_answers,

@@ -61,7 +61,7 @@ def load_tokenizer(model_args: dict[str, Any], required: str | None = None) -> P
     if name is None:
         raise InputError(
             f"{required} counts tokens and the model's arguments name no tokenizer; add tokenizer=NAME_OR_FOLDER to "
-            f"--model_args (or to --metadata, where tasks are loaded by hand)"
+            f"model_args (or to metadata, where tasks are loaded by hand)"
         )
     return models.load_tokenizer(name, model_args.get("revision"), bool(model_args.get("trust_remote_code")))
 

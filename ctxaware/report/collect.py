@@ -101,8 +101,8 @@ def collect(runs: Sequence[tuple[str, Path]]) -> Found:
             _read_other(name, path, file, collected)
         if _size(collected) + len(conditions) == before:
             raise InputError(
-                f"{path} holds nothing that a report shows; expected what lm_eval --log_samples, ctxaware score, "
-                "select, attention, mt-bench judge or a recipe wrote"
+                f"{path} holds nothing that a report shows; expected what lm_eval with log_samples, ctxaware "
+                "score, select, attention, mt-bench judge or a recipe wrote"
             )
     collected.evaluations = _named(conditions)
     return collected
@@ -141,7 +141,7 @@ def _conditions(run: str, files: Sequence[Path], collected: Found) -> list[_Cond
             (sample,) = find_samples(path) if path.name.startswith("samples_") else (None,)
             if sample is None:
                 if path.name.startswith("results_") and not list(path.parent.glob("samples_*.jsonl")):
-                    collected.left_out.append(f"{path}: no samples beside it; run lm_eval with --log_samples")
+                    collected.left_out.append(f"{path}: no samples beside it; run lm_eval with log_samples")
                 continue
             task = read_task(sample)
         except InputError as error:

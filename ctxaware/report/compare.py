@@ -18,7 +18,7 @@ MISMATCHES = {  # what may differ between two runs, and what it means where it d
     MISSING: "documents or tasks that only one run has",
     PROMPTS: "prompts",
     VERSIONS: "versions of the task, or gold answers",
-    LIMIT: "runs on a part of the task's documents (--limit)",
+    LIMIT: "runs on a part of the task's documents (limit)",
     GENERATION: "generation settings",
 }
 

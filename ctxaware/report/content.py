@@ -1,11 +1,12 @@
 """What a report says: sections of sentences, tables, pictures and flips, from whatever was found.
 
 HTML, Markdown and LaTeX are made of the same sections. A kind of result that is not there is a line under "What is
-missing", with the command that makes it.
+missing", with what makes it.
 """
 
 import re
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from ctxaware.errors import InputError
 from ctxaware.mt_bench.summary import Results
@@ -23,7 +24,14 @@ _VARIANT = re.compile(rf"{_NEEDLE}(_prompts)?(_prefix)?")  # a plain name
 _BETA = re.compile(r"(?:β|beta) ?= ?(\d*\.?\d+)")  # of a run's name: a row of table 9
 
 
-def make_report(collected: Found, title: str, max_drop: float, confidence: float, n_flips: int) -> Report:
+def make_report(
+    collected: Found,
+    title: str,
+    max_drop: float,
+    confidence: float,
+    n_flips: int,
+    made_by: Mapping[str, str] = MappingProxyType({}),
+) -> Report:
     """Everything that a report shows.
 
     Args:
@@ -32,6 +40,7 @@ def make_report(collected: Found, title: str, max_drop: float, confidence: float
         max_drop: of the gate's verdicts, 0–1.
         confidence: of the gate's verdicts, 0.5–1.
         n_flips: the worst losses that are shown for each task of a comparison.
+        made_by: what makes a part that is missing, by the anchor of its section.
     """
     left_out = list(collected.left_out)
     evaluations = [_with_scores(evaluation, left_out) for evaluation in collected.evaluations]
@@ -51,7 +60,7 @@ def make_report(collected: Found, title: str, max_drop: float, confidence: float
         beside.training_runs(collected.trainings),
     ]
     shown = [section for section in sections if not section.is_empty]
-    shown += [_provenance(evaluations, collected), _missing(shown)]
+    shown += [_provenance(evaluations, collected), _missing(shown, made_by)]
     return Report(title, left_out, [section for section in shown if not section.is_empty])
 
 
@@ -203,7 +212,7 @@ def _provenance(evaluations: list[Evaluation], collected: Found) -> Section:
                     task,
                     evaluation.model,
                     _text(run.of_task("versions")),
-                    f"{n}" if n == total else f"{n} of {total} (--limit)",
+                    f"{n}" if n == total else f"{n} of {total} (limit)",
                     str(config.get("model_dtype", "")).removeprefix("torch."),
                     ", ".join(f"{name} {run.results.get(key)}" for name, key in _SOFTWARE.items()),
                     _settings(run.of_task("configs")),
@@ -233,21 +242,23 @@ def _settings(config: dict | None) -> str:
     return ", ".join(f"{key}={metadata[key]}" for key in _SETTINGS_SHOWN if metadata.get(key) is not None)
 
 
-_PARTS = {  # anchor of a section, and what makes it
-    "scores": "scores: lm_eval … --tasks ctxaware --log_samples --output_path FOLDER",
-    "compared": "a comparison: pass two runs or more, before=FOLDER after=FOLDER",
-    "template": "the cost of the template: ctxaware gap --base … --instruct … --out FOLDER",
-    "needles": "needle heatmaps: lm_eval … --tasks nih_ctx --log_samples --output_path FOLDER",
-    "ablation": "the ablation of the threshold: runs named beta=0.5=FOLDER beta=0.6=FOLDER …",
-    "attention": "attention: ctxaware attention --instruct … --out FOLDER",
-    "steering": "attention steering: ctxaware steer … --out FOLDER",
-    "auto": "the automatic indicator: ctxaware auto evaluate --model … --out FOLDER",
-    "dependency": "context-dependency scores: ctxaware score … --out scores.parquet, and ctxaware select",
-    "mt-bench": "MT-Bench: ctxaware mt-bench answer, then judge",
-    "training": "training: the output folder of a recipe, with --watch_every 100 for the curve",
+_PARTS = {  # anchor of a section, and what it shows
+    "scores": "scores",
+    "compared": "a comparison",
+    "template": "the cost of the template",
+    "needles": "needle heatmaps",
+    "ablation": "the ablation of the threshold",
+    "attention": "attention",
+    "steering": "attention steering",
+    "auto": "the automatic indicator",
+    "dependency": "context-dependency scores",
+    "mt-bench": "MT-Bench",
+    "training": "training",
 }
 
 
-def _missing(shown: list[Section]) -> Section:
+def _missing(shown: list[Section], made_by: Mapping[str, str]) -> Section:
     anchors = {section.anchor for section in shown}
-    return Section("missing", "What is missing", [text for anchor, text in _PARTS.items() if anchor not in anchors])
+    absent = {anchor: name for anchor, name in _PARTS.items() if anchor not in anchors}
+    texts = [f"{name}: {made_by[anchor]}" if anchor in made_by else name for anchor, name in absent.items()]
+    return Section("missing", "What is missing", texts)

@@ -86,10 +86,12 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not self.models:
-            raise InputError("nothing to compare: pass --instruct, --base, or both")
+            raise InputError("nothing to compare", "pass {instruct}, {base}, or both")
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown or not self.tasks:
-            raise InputError(f"--tasks must be some of {','.join(TASKS)}, got {','.join(unknown) or 'none'}")
+            raise InputError(
+                f"tasks must be some of {','.join(TASKS)}, got {','.join(unknown) or 'none'}", "pass other {tasks}"
+            )
 
     def arguments(self, model: str) -> dict[str, Any]:
         """The harness's model arguments for one of the models."""
@@ -121,7 +123,7 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:
         InputError: `out` belongs to another plan, a chat template is missing, or a task refuses its settings.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("ctxaware gap runs in one process; start it without a launcher, or use --model-backend vllm")
+        raise InputError("ctxaware gap runs in one process; start it without a launcher, or use the back end vllm")
     with locked(out / LOCK, out):
         claim(out / RUN, _configuration(plan), out, grows=("models", "weights"))
         todo = list(plan.runs(out))
@@ -156,7 +158,7 @@ def _require_template(plan: Plan, model: str) -> None:
     tokenizer = load_tokenizer(plan.arguments(model), "ctxaware gap")
     if tokenizer is None or not tokenizer.chat_template:
         raise InputError(
-            f"{plan.models[model]} has no chat template; pass it as --base, and the chat model as --instruct"
+            f"{plan.models[model]} has no chat template", "pass it as {base}, and the chat model as {instruct}"
         )
 
 
@@ -172,7 +174,7 @@ def _load(plan: Plan, model: str) -> Any:
     try:
         return kind.create_from_arg_obj(plan.arguments(model), more)
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"can't load --{model} {plan.models[model]}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"can't load the {model} model {plan.models[model]}: {str(error).splitlines()[0]}") from error
 
 
 def _evaluate(lm: Any, plan: Plan, together: list[Cell], task: str, out: Path) -> None:
@@ -205,7 +207,7 @@ def _difference(run: TaskRun, control: TaskRun) -> Interval:
     """Paired by number, not by hash: a prefix is part of the document, and tokenizers may cut the haystack."""
     scores, of_control = run.scores(), control.scores()
     if scores.keys() != of_control.keys():
-        raise InputError(f"{run.file.path} and {control.file.path} have other documents; pass another --out")
+        raise InputError(f"{run.file.path} and {control.file.path} have other documents", "pass another {out}")
     differences = [scores[row["doc_id"]] - of_control[row["doc_id"]] for row in run.of_metric()]
     return mean_interval(differences, [cluster(row)[1] for row in run.of_metric()], DIFFERENCE)
 

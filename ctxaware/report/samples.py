@@ -107,7 +107,7 @@ class TaskRun:
             else:
                 raise InputError(
                     f"{self.file.path}: document {row['doc_id']} has {name} {json.dumps(value)[:60]}, expected a "
-                    "number from 0 to 1; run the task again without --predict_only, or choose another metric"
+                    "number from 0 to 1; run the task again without predict_only, or choose another metric"
                 )
         return values
 
@@ -151,8 +151,8 @@ def find_samples(path: Path, task_prefix: str = "") -> list[SampleFile]:
     samples = [SampleFile(file, m["task"], m["date"]) for file, m in matches if m["task"].startswith(task_prefix)]
     if not samples:
         raise InputError(
-            f"no sample file of {task_prefix or 'any task'} at {path}; expected "
-            f"samples_{task_prefix or 'TASK'}_DATE.jsonl, which lm_eval writes with --log_samples --output_path FOLDER"
+            f"no sample file of {task_prefix or 'any task'} at {path}; expected samples_{task_prefix or 'TASK'}_DATE"
+            ".jsonl, which lm_eval writes with its options log_samples and output_path"
         )
     return samples
 
@@ -199,7 +199,7 @@ def read_run(path: Path, tasks: Collection[str] | None = None) -> dict[str, Task
         InputError: as `newest_samples` and `read_task` do.
     """
     if not path.exists():
-        raise InputError(f"{path} does not exist; pass what lm_eval --log_samples --output_path FOLDER wrote")
+        raise InputError(f"{path} does not exist; pass what lm_eval wrote with its options log_samples and output_path")
     files = newest_samples(path)
     return {task: read_task(file) for task, file in files.items() if tasks is None or task in tasks}
 

@@ -33,18 +33,18 @@ def on_main(state: "PartialState", work: Callable[[], Result]) -> Result:
     """
     from accelerate.utils import broadcast_object_list
 
-    box: list[Any] = [None, None]  # the result, and what an error says
+    box: list[Any] = [None, None]  # the result, and an error's message and remedy
     if state.is_main_process:
         try:
             box[0] = work()
         except InputError as error:
-            box[1] = str(error)
+            box[1] = (error.message, error.remedy)
     if state.num_processes > 1:
         broadcast_object_list(box)
     if box[1] is not None:
         if not state.is_main_process:
             sys.exit(2)  # the main process says why
-        raise InputError(box[1])
+        raise InputError(*box[1])
     return box[0]
 
 

@@ -229,12 +229,12 @@ def _score_batch(model: "PreTrainedModel", batch: list[Encoded], layers: Sequenc
         mass = attention_mass(model, input_ids, groups, rows, layers)
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"out of memory with a batch of {len(batch)} x {n_tokens} tokens; lower --batch-tokens or --max-length"
+            f"out of memory with a batch of {len(batch)} x {n_tokens} tokens", "lower {batch_tokens} or {max_length}"
         ) from error
     best = {i: mass[i][..., 0].amax(dim=1).double().cpu().numpy() for i in layers}  # max over heads: [batch, n_rows]
     for i in layers:
         if not np.isfinite(best[i]).all():
-            raise InputError(f"layer {i} gives scores that are not finite in {model.dtype}; use --dtype float32")
+            raise InputError(f"layer {i} gives scores that are not finite in {model.dtype}", "use {dtype} float32")
     return [_turn_scores(e, layers, {i: best[i][b, : len(e.rows)] for i in layers}) for b, e in enumerate(batch)]
 
 

@@ -41,7 +41,7 @@ def compare_layers(scores_file: Path, percent: float, out: Path | None = None) -
     by_layer = read_scores(scores_file)
     layers = list(by_layer)
     if len(layers) < 2:
-        raise InputError(f"{scores_file} has scores of layer {layers[0]} only; score with --layer all (or 9,12,15)")
+        raise InputError(f"{scores_file} has scores of layer {layers[0]} only", "score with {layer} all (or 9,12,15)")
     matrix = disagreement(np.stack([scores.values for scores in by_layer.values()]), percent)
     mean = matrix.sum(axis=1) / (len(layers) - 1)  # its own entry is 0
     folder = out or scores_file.parent

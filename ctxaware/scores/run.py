@@ -64,7 +64,7 @@ def score_file(run: ScoreRun) -> dict[str, str]:
 def _manifest(run: ScoreRun, device: "torch.device") -> shards.Manifest:
     for name in ("max_length", "batch_tokens", "limit"):
         if (value := getattr(run, name)) is not None and value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}; pass --{name.replace('_', '-')}")
+            raise InputError(f"{name} must be at least 1, got {value}", f"pass another {{{name}}}")
     config = load_config(run.model, run.revision)
     template = load_tokenizer(run.model, run.revision).chat_template
     if not template:
@@ -75,8 +75,8 @@ def _manifest(run: ScoreRun, device: "torch.device") -> shards.Manifest:
     window = getattr(text_config, "max_position_embeddings", None)
     if window and run.max_length > window:
         raise InputError(
-            f"max_length {run.max_length} is longer than this model's window of {window} tokens; "
-            f"pass --max-length {window} or less"
+            f"max_length {run.max_length} is longer than this model's window of {window} tokens",
+            f"pass {{max_length}} {window} or less",
         )
     sha256, n_conversations = shards.scan(run.data, run.limit)
     return shards.Manifest(
@@ -107,13 +107,13 @@ def parse_layers(text: str, n_layers: int) -> list[int]:
         layers = sorted({int(part) for part in text.split(",")})
     except ValueError as error:
         raise InputError(
-            f"layer must be a number, numbers with commas, or all, got {text!r}; pass --layer 15"
+            f"layer must be a number, numbers with commas, or all, got {text!r}", "pass {layer} 15"
         ) from error
     for layer_idx in layers:
         if not 0 <= layer_idx < n_layers:
             raise InputError(
-                f"layer_idx must be in 0–{n_layers - 1} for this model, got {layer_idx}; pass --layer (a middle layer "
-                f"of this model is {n_layers // 2})"
+                f"layer_idx must be in 0–{n_layers - 1} for this model, got {layer_idx}",
+                f"pass {{layer}} {n_layers // 2}, a middle layer of this model",
             )
     return layers
 

@@ -52,7 +52,7 @@ def read_scores(path: Path, layer: int | None = None) -> dict[int, Scores]:
     manifest = read_metadata(path)["manifest"]
     if layer is not None and layer not in manifest["layers"]:
         raise InputError(
-            f"{path} has scores of layers {manifest['layers']}, not of {layer}; pass --layer with one of them"
+            f"{path} has scores of layers {manifest['layers']}, not of {layer}", "pass {layer} with one of them"
         )
     try:
         table, by_layer = pq.read_table(path, page_checksum_verification=True), {}
@@ -82,7 +82,7 @@ def read_one_layer(path: Path, layer: int | None = None) -> tuple[int, Scores]:
     """
     by_layer = read_scores(path, layer)
     if len(by_layer) > 1:
-        raise InputError(f"{path} has scores of layers {list(by_layer)}; pass --layer with one of them")
+        raise InputError(f"{path} has scores of layers {list(by_layer)}", "pass {layer} with one of them")
     ((layer, scores),) = by_layer.items()
     if not scores.is_scored.any():
         raise InputError(f"{path} has no score that is not null; nothing can be selected")
@@ -105,7 +105,7 @@ def aligned(data: Path, scores: Scores) -> Iterator[tuple[dict, slice]]:
         if scores.ids[start : start + n_turns] != [name] * n_turns or scores.ids[start + n_turns :][:1] == [name]:
             raise InputError(
                 f"the scores have not the {n_turns} turns of conversation {name!r}; they are of other data, or of a "
-                f"part of it (--limit): score all of {data}"
+                f"part of it: score all of {data}"
             )
         if n_turns and scores.fingerprints[start] != fingerprint_messages(conversation["messages"]):
             raise InputError(

@@ -59,9 +59,11 @@ class IndicatorArguments:
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
         if self.scores and self.seed_model:
-            raise InputError("pass either --scores or --seed_model, not both")
+            raise InputError("scores and seed_model were both given", "pass either {scores} or {seed_model}")
         if not (self.scores or self.seed_model or self.rescore_each_epoch):
-            raise InputError("which instructions get [IND]? pass --scores, --seed_model or --rescore_each_epoch true")
+            raise InputError(
+                "nothing says which instructions get [IND]", "pass {scores}, {seed_model} or {rescore_each_epoch} true"
+            )
 
 
 @dataclass
@@ -131,16 +133,19 @@ def parse_arguments(*own: type, argv: Sequence[str] | None = None) -> Arguments:
     parser.set_defaults_with_config(**config)
     try:
         *parsed, left = parser.parse_args_into_dataclasses(args=rest, return_remaining_strings=True)
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"the arguments don't fit together: {error}") from error
     if left:
         names = [word.partition("=")[0] for word in left if word.startswith("-")]  # a value may be a secret
-        raise InputError(f"unknown argument {' '.join(names or left)}; --help lists them all")
+        raise InputError(f"unknown argument {' '.join(names or left)}", "{help} lists them all")
     run, training, model, *indicator = parsed
     if not run.data or model.model_name_or_path is None:
         raise InputError(
-            f"pass --{'data' if not run.data else 'model_name_or_path'}, or a --config that says it "
-            "(recipes/configs has one a model and one a data set)"
+            f"no {'data' if not run.data else 'model'} given",
+            f"pass {{{'data' if not run.data else 'model_name_or_path'}}}, or a {{config}} that says it "
+            "(recipes/configs has one a model and one a data set)",
         )
     arguments = Arguments(run, training, model, *indicator)
     _check(arguments)
@@ -151,7 +156,7 @@ def parse_arguments(*own: type, argv: Sequence[str] | None = None) -> Arguments:
 
 # TRL's arguments that these recipes have no use for, and what to do instead
 _REFUSED = {
-    "chat_template_path": "the saved template must be the one trained with; pass --chat_template",
+    "chat_template_path": "the saved template must be the one trained with: pass {chat_template}",
     "eos_token": "the chat template closes messages with the tokenizer's own; change it in the base's tokenizer",
     "truncation_mode": "conversations are kept from their start",
     "resume_from_checkpoint": "the same command takes up its run from the newest complete checkpoint by itself",
@@ -167,15 +172,15 @@ def _check(arguments: Arguments) -> None:
     defaults = {field.name: field.default for field in fields(training)}
     for name, instead in _REFUSED.items():
         if (value := getattr(training, name)) != defaults[name]:
-            raise InputError(f"{name} can't be set here, got {value!r}: {instead}")
+            raise InputError(f"{name} can't be set here, got {value!r}", instead)
     if training.per_device_train_batch_size < 1:
         raise InputError(f"per_device_train_batch_size must be at least 1, got {training.per_device_train_batch_size}")
     if run.watch_every < 0 or (run.stop_when_fails and not run.watch_every):
         raise InputError(f"watch_every must be the steps between two probes, such as 100, got {run.watch_every}")
     if run.merge and not model.use_peft:
-        raise InputError("--merge needs an adapter to merge; pass --use_peft true, or leave it out")
+        raise InputError("there is no adapter to merge", "pass {use_peft} true, or leave out {merge}")
     if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
-        raise InputError("quantized weights can't be trained themselves; pass --use_peft true for an adapter on them")
+        raise InputError("quantized weights can't be trained themselves", "pass {use_peft} true for an adapter on them")
 
 
 def accumulation(arguments: Arguments, n_processes: int) -> int:
@@ -186,7 +191,9 @@ def accumulation(arguments: Arguments, n_processes: int) -> int:
     """
     per_device, effective = arguments.training.per_device_train_batch_size, arguments.run.effective_batch_size
     if arguments.training.gradient_accumulation_steps != 1:
-        raise InputError("gradient_accumulation_steps follows from --effective_batch_size; leave it out")
+        raise InputError(
+            "gradient_accumulation_steps follows from effective_batch_size", "leave out {gradient_accumulation_steps}"
+        )
     at_once = per_device * n_processes
     if effective < 1 or effective % at_once:
         raise InputError(
@@ -225,7 +232,7 @@ def _read_yaml(path: str) -> list[tuple[str, Any]]:
     import yaml
 
     if not Path(path).is_file():
-        raise InputError(f"--config {path!r} is no file; recipes/configs has some")
+        raise InputError(f"the config {path!r} is no file", "pass another {config}; recipes/configs has some")
     try:
         with open(path, encoding="utf-8") as file:
             node = yaml.compose(file, Loader=yaml.SafeLoader)  # keeps a key that comes twice

@@ -87,11 +87,11 @@ def prepare_base(
                     model.save_pretrained(unfinished)
                     tokenizer.save_pretrained(unfinished)
                     write_manifest(unfinished / PREPARED, {CONFIGURATION: configuration})
-    stored = read_manifest(out / PREPARED, out)
+    stored, remedy = read_manifest(out / PREPARED, out), "remove it or pass another {prepared_base}"
     if stored is None:
-        raise InputError(f"{out} holds something else than a prepared base; remove it or pass another --prepared_base")
+        raise InputError(f"{out} holds something else than a prepared base", remedy)
     if difference := describe_difference(stored[CONFIGURATION], configuration):
-        raise InputError(f"{out} holds a base prepared with {difference}; remove it or pass another --prepared_base")
+        raise InputError(f"{out} holds a base prepared with {difference}", remedy)
     return out.resolve()
 
 

@@ -84,7 +84,7 @@ class DataSelectionCallback(TrainerCallback):
         self.trainer: Any = None  # of `attach`
         self.last_scores = np.zeros(0)  # of the selection that is in the table
         if scores is None and rescore_layer is None:
-            raise InputError("data selection needs scores; pass --scores, --seed_model or --rescore_each_epoch true")
+            raise InputError("data selection needs scores", "pass {scores}, {seed_model} or {rescore_each_epoch} true")
         if scores is not None and len(scores) != len(self.table):
             raise InputError(f"expected {len(self.table)} scores, one a turn, got {len(scores)}; score this very data")
         if scores is not None:
@@ -103,14 +103,14 @@ class DataSelectionCallback(TrainerCallback):
         trainer.add_callback(self)
         if trainer.args.packing:
             if self.rescore_layer is not None:
-                raise InputError("packing fixes the marks beforehand; leave out --rescore_each_epoch or --packing")
+                raise InputError("packing fixes the marks beforehand", "leave out {rescore_each_epoch} or {packing}")
             return
         if trainer.args.remove_unused_columns:
             raise InputError("remove_unused_columns must be false: the collator needs the column row")
         if self.rescore_layer is not None and is_sharded(trainer.accelerator):
             raise InputError(
-                "scoring with the model in training is not possible where FSDP or DeepSpeed shard its weights; "
-                "pass --rescore_each_epoch false with --scores or --seed_model"
+                "scoring with the model in training is not possible where FSDP or DeepSpeed shard its weights",
+                "pass {rescore_each_epoch} false with {scores} or {seed_model}",
             )
         trainer.data_collator = MarkingCollator(trainer.data_collator, self.table, self.encode)
 
@@ -217,5 +217,5 @@ def data_selection(arguments: Arguments, conversations: Dataset, encode: Encoder
     rescore = layer if indicator.rescore_each_epoch else None
     callback = DataSelectionCallback(conversations, encode, indicator.threshold, scores, rescore)
     if scores is not None and (extreme := describe_extreme(scores, callback.table.selected.numpy())):
-        raise InputError(f"with threshold {indicator.threshold:g} {extreme}; pass another --threshold")
+        raise InputError(f"with threshold {indicator.threshold:g} {extreme}", "pass another {threshold}")
     return callback

@@ -130,10 +130,9 @@ def _how_to_evaluate(arguments: Arguments, base: str | None) -> str:
     if base == model.model_name_or_path and model.model_revision:
         model_args += f",revision={model.model_revision}"
     suffix = "_ind" if arguments.indicator else ""
-    command = (
-        f"lm_eval --model hf --model_args {shlex.quote(model_args)} --tasks nih_ctx{suffix},squad_contain{suffix} "
-        "--apply_chat_template"
-    )
+    tasks = f"nih_ctx{suffix},squad_contain{suffix}"
+    options = {"model": "hf", "model_args": shlex.quote(model_args), "tasks": tasks, "apply_chat_template": ""}
+    command = " ".join(["lm_eval", *(f"--{name} {value}".rstrip() for name, value in options.items())])
     text = (
         "## Evaluating it\n\nWith the chat template of its training, which is saved with its tokenizer:\n\n"
         + code_block(command)

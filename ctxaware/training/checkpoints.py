@@ -84,11 +84,11 @@ def refuse_foreign_folder(output_dir: Path) -> None:
         InputError: it is such a folder, or a file.
     """
     if output_dir.exists() and not output_dir.is_dir():
-        raise InputError(f"{output_dir} is a file; pass another --output_dir")
+        raise InputError(f"{output_dir} is a file", "pass another {output_dir}")
     if (output_dir / RUN).exists() or not output_dir.is_dir():
         return
     if any(path.name != LOCK and not path.name.startswith(f"{LOCK}-") for path in output_dir.iterdir()):
-        raise InputError(f"{output_dir} is not empty and holds no run; pass another --output_dir or empty it")
+        raise InputError(f"{output_dir} is not empty and holds no run", "pass another {output_dir} or empty it")
 
 
 def mark_finished(output_dir: Path) -> None:

@@ -92,8 +92,8 @@ def _with_generation(tokenizer: PreTrainedTokenizerBase) -> str:
         template = None
     if template is None:
         raise InputError(
-            "assistant_only_loss needs a chat template with {% generation %}, or one for which TRL has such a form; "
-            "pass --chat_template tinyllama"
+            "assistant_only_loss needs a chat template with {% generation %}, or one for which TRL has such a form",
+            "pass {chat_template} tinyllama",
         )
     return template
 

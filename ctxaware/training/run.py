@@ -47,7 +47,8 @@ def recipe(main: Callable[[], None]) -> Callable[[], None]:
             main()
         except InputError as error:
             state = PartialState()  # the error may be this process's own
-            print_error(error if state.is_main_process else InputError(f"process {state.process_index}: {error}"))
+            where = "" if state.is_main_process else f"process {state.process_index}: "
+            print_error(InputError(where + error.message, error.remedy), "--{}".format)
             sys.exit(2)
         except FailedTrainingError as error:
             print_error(error)

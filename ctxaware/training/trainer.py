@@ -55,8 +55,8 @@ def build_trainer(arguments: Arguments, base: str, tokenizer: PreTrainedTokenize
         raise InputError(f"the trainer refuses these arguments: {' '.join(str(error).split())}") from error
     if arguments.run.merge and is_sharded(trainer.accelerator):
         raise InputError(
-            "--merge compares logits with the model in training, whose weights FSDP or DeepSpeed shard; leave it out, "
-            "and merge the saved adapter with PEFT's merge_and_unload"
+            "merging compares logits with the model in training, whose weights FSDP or DeepSpeed shard",
+            "leave out {merge}, and merge the saved adapter with PEFT's merge_and_unload",
         )
     trainer.arguments = arguments
     if isinstance(head := trainer.model.get_output_embeddings(), AuxiliaryTrainingWrapper):

@@ -36,10 +36,10 @@ def find_scores(arguments: Arguments) -> tuple[np.ndarray | None, int]:
     if indicator.seed_model:
         path = out / SCORES
         _score(arguments, indicator.seed_model, path, default)
-        layer, scores = _with_recipe_flags(lambda: read_one_layer(path, default))
+        layer, scores = _with_recipe_names(lambda: read_one_layer(path, default))
     elif indicator.scores:
         path = Path(indicator.scores)
-        layer, scores = _with_recipe_flags(lambda: read_one_layer(path, indicator.score_layer))
+        layer, scores = _with_recipe_names(lambda: read_one_layer(path, indicator.score_layer))
     else:
         return None, default
     return np.concatenate([scores.values[turns] for _, turns in aligned(out / DATA, scores)]), layer
@@ -61,12 +61,12 @@ def _score(arguments: Arguments, seed_model: str, path: Path, layer: int) -> Non
         device="cpu" if training.use_cpu else None,
     )
     with whole_models(training.deepspeed_plugin):
-        _with_recipe_flags(lambda: score_file(run))
+        _with_recipe_names(lambda: score_file(run))
 
 
-def _with_recipe_flags(work: Callable[[], Result]) -> Result:
-    """The result of `work`, whose errors name the recipe's argument in place of the command's."""
+def _with_recipe_names(work: Callable[[], Result]) -> Result:
+    """The result of `work`, whose remedy names the recipe's setting in place of the scorer's."""
     try:
         return work()
     except InputError as error:
-        raise InputError(str(error).replace("--layer", "--score_layer")) from error
+        raise InputError(error.message, error.remedy.replace("{layer}", "{score_layer}")) from error

@@ -113,7 +113,7 @@ def test_no_tensor_grows_with_the_square_of_the_length(name, monkeypatch):
 
 def test_a_layer_the_model_lacks_names_the_range():
     model = random_model(CONFIGS["llama, grouped heads"]())
-    with pytest.raises(InputError, match=r"layer_idx must be in 0–3 for this model, got 4; pass --layer"):
+    with pytest.raises(InputError, match=r"layer_idx must be in 0–3 for this model, got 4; pass another layer"):
         attention_mass(model, *example(5), torch.zeros((1, 1), dtype=torch.long), [4])
 
 

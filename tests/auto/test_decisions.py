@@ -166,7 +166,7 @@ def change(folder, **fields):
 
 def test_a_file_of_other_weights_or_a_damaged_one_is_one_line(folder, tmp_path):
     tokenizer = TOKENIZERS["byte level"]()
-    with pytest.raises(InputError, match=r"has no auto_indicator.json; make it with: ctxaware auto fit"):
+    with pytest.raises(InputError, match=r"has no auto_indicator.json; make it with ctxaware auto fit"):
         load_auto_indicator(str(folder))
     save_indicator(folder, tokenizer, method=random_probe((1,)))
     other = save_model(tmp_path / "other", tokenizer, "qwen2")

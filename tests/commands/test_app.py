@@ -33,6 +33,7 @@ def test_choices_are_those_of_the_library():
         (["gap", "--no-such-option"], "--no-such-option"),
         (["gape"], "gape"),
         (["gap", "--grid", "4"], "--grid must be LENGTHSxDEPTHS"),
+        (["gap"], "nothing to compare; pass --instruct, --base, or both"),
     ],
 )
 def test_a_mistake_in_the_options_is_one_line_and_exit_code_2(words, message):

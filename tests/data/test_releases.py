@@ -197,7 +197,5 @@ def test_wizardlm_is_instruction_and_output():
 
 @pytest.mark.parametrize("dataset", ["sharegpt", "ultrachat", "messages", "wizardlm"])
 def test_records_of_another_shape_are_refused(dataset):
-    with pytest.raises(
-        InputError, match=rf"expected records of {dataset} .*got \['question'\]; pass another --dataset"
-    ):
+    with pytest.raises(InputError, match=rf"expected records of {dataset} .*got \['question'\]; pass another dataset"):
         cleaned([{"question": "?"}], dataset)

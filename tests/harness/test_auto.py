@@ -263,7 +263,7 @@ def test_what_auto_can_not_do_is_one_line_each(make, tokenizer):
     class MarkingHF(IndicatorMixin, HFLM):
         pass
 
-    with pytest.raises(InputError, match="which only --model ctxaware does"):
+    with pytest.raises(InputError, match="which only the harness's model ctxaware does"):
         MarkingHF(pretrained=model_for(tokenizer), tokenizer=tokenizer, indicator="auto")
 
 

@@ -141,7 +141,7 @@ def test_the_stop_rule_holds_where_the_server_does_not_stop(endpoint, tokenizer_
 
 
 def test_text_for_a_chat_endpoint_and_messages_for_a_text_endpoint_are_refused(endpoint, tokenizer_folder):
-    with pytest.raises(InputError, match="add --apply_chat_template"):
+    with pytest.raises(InputError, match="set apply_chat_template"):
         evaluate(endpoint, "local-chat-completions", "squad_contain", tokenizer_folder)
     with pytest.raises(InputError, match="add tokenized_requests=True"):
         evaluate(endpoint, "local-completions", "squad_contain", tokenizer_folder, True, tokenized_requests=False)

@@ -434,7 +434,7 @@ def test_every_user_message_of_a_stock_task_is_marked(make, choices, multiturn):
 
 def test_prompts_that_can_not_be_marked_are_refused(make, choices, folder):
     lm = make(indicator="always")
-    with pytest.raises(InputError, match=r"did not go through the chat template; add --apply_chat_template"):
+    with pytest.raises(InputError, match=r"did not go through the chat template; set apply_chat_template"):
         evaluate(lm, ["nih_ctx"], template=False)
     with pytest.raises(InputError, match="did not go through the chat template"):
         evaluate(lm, ["nih_ctx_ind"], template=False)  # marked, and by nobody that knows a user message

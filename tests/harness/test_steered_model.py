@@ -180,7 +180,7 @@ def test_wrong_arguments_are_refused(model, tokenizer, kwargs, message):
 
 def test_prompts_without_a_users_message_are_refused(model, tokenizer):
     lm = make(model, tokenizer, steer_alpha=ALPHA, steer_heads="all")
-    with pytest.raises(InputError, match="did not go through the chat template; add --apply_chat_template"):
+    with pytest.raises(InputError, match="did not go through the chat template; set apply_chat_template"):
         generate(lm, ["Which ships?"])
     text = lm.apply_chat_template([{"role": "system", "content": "Be brief."}])
     with pytest.raises(InputError, match="needs a user message, and the messages of this prompt are: system"):
@@ -211,7 +211,7 @@ def test_a_back_end_that_would_pass_over_the_arguments_is_refused(model_folder, 
     manager = TaskManager(
         include_path=str(tasks_folder()), include_defaults=False, metadata={"source": "builtin", argument: 0.3}
     )
-    with pytest.raises(InputError, match=f"{argument} steer attention, and HFLM can't; only --model ctxaware can"):
+    with pytest.raises(InputError, match=f"{argument} steer attention, and HFLM can't; only the model ctxaware can"):
         simple_evaluate(lm, tasks=["drop_contain"], task_manager=manager, limit=2, bootstrap_iters=0)
 
 

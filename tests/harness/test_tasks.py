@@ -243,7 +243,7 @@ def test_a_model_object_needs_nothing_more(model_folder):
 
 def test_the_harness_s_request_cache_is_refused(model_folder):
     task = load("nih_ctx", **SMALL, pretrained=str(model_folder))
-    with pytest.raises(InputError, match="leave out --cache_requests"):
+    with pytest.raises(InputError, match="leave out cache_requests"):
         task.build_all_requests(cache_requests=True)
 
 
@@ -378,7 +378,7 @@ def test_a_tokenizer_in_the_metadata_wins_over_the_back_ends_own(model_folder, t
 
     results = run(DummyLM(), "nih_ctx", **ONE, tokenizer=str(model_folder), max_length=5000)
     assert results["results"]["nih_ctx"]["recall,none"] == 0
-    with pytest.raises(InputError, match=r"can't load the tokenizer of this back end.*--metadata: tokenizer"):
+    with pytest.raises(InputError, match=r"can't load the tokenizer of this back end.*metadata: tokenizer"):
         run(DummyLM(), "nih_ctx", **ONE, max_length=5000)
     (sample,) = run(DummyLM(), "nih_ctx", **ONE, tokenizer=str(model_folder), max_length=5000)["samples"]["nih_ctx"]
     tokenizer = tiny.byte_level_tokenizer()
@@ -395,7 +395,7 @@ def test_a_run_whose_answers_are_mostly_empty_says_so_once(model_folder, monkeyp
     assert len(said) == warns
     for line in said:
         assert "squad_contain: 2 of 3" in line
-        assert "--apply_chat_template" in line
+        assert "needs apply_chat_template" in line
         assert "_prefix" in line
 
 

@@ -333,7 +333,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(folder, tmp_path, changes,
 
 def test_a_model_without_template_or_indicator_is_refused(folder, tmp_path):
     plain = tiny.save_model(tmp_path / "plain", tiny.byte_level_tokenizer(None))
-    with pytest.raises(InputError, match="has no chat template; pass it as --base"):
+    with pytest.raises(InputError, match="has no chat template; pass it as base"):
         measure(a_run(plain, tmp_path / "out"))
     chat = tiny.save_model(tmp_path / "chat", tiny.byte_level_tokenizer())
     with pytest.raises(InputError, match=r"has no single \[IND\] token"):

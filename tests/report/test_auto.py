@@ -161,7 +161,7 @@ def test_a_report_shows_the_table(folder, tmp_path, questions):
     from ctxaware.report.html import markdown
 
     result = evaluate(run_of(folder, tmp_path / "out", questions, limit=2))
-    report = make_report(collect([("mine", tmp_path / "out")]), "t", 0.02, 0.95, 3)
+    report = make_report(collect([("mine", tmp_path / "out")]), "t", 0.02, 0.95, 3, {})
     (section,) = (section for section in report.sections if section.anchor == "auto")
     assert section.tables[0].rows == report_auto.table(result).rows
     assert "mine: [IND] where the model says so" in markdown(report).replace("\\", "")

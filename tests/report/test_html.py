@@ -13,6 +13,7 @@ from support.runs import cells, sample, write_lines, write_run
 from typer.testing import CliRunner
 
 from ctxaware.commands.app import app
+from ctxaware.commands.report import MADE_BY
 from ctxaware.errors import InputError
 from ctxaware.report.collect import collect
 from ctxaware.report.content import make_report
@@ -41,7 +42,7 @@ class Page(HTMLParser):
 
 
 def page_of(*runs, max_drop=0.02, n_flips=5):
-    return make_report(collect(runs), "Use of the context", max_drop, 0.95, n_flips)
+    return make_report(collect(runs), "Use of the context", max_drop, 0.95, n_flips, MADE_BY)
 
 
 def needles(recalls, needle="The needle is here."):
@@ -88,7 +89,7 @@ def test_scores_verdicts_heatmaps_and_flips_stand_on_the_page(two):
     assert "600 tokens 0.00" in sections["needles"].pictures[1].alt
     assert [flip.task for flip in sections["compared"].flips] == ["nih_ctx"] * 3 + ["squad_contain"] * 5
     missing = " ".join(sections["missing"].paragraphs)
-    assert "ctxaware mt-bench" in missing
+    assert "MT-Bench: ctxaware mt-bench answer, then judge" in missing
     assert "needle heatmaps" not in missing
 
 
@@ -224,7 +225,12 @@ def test_what_can_not_be_read_is_named_at_the_top(tmp_path, two):
     report = page_of(*two, ("broken", broken), ("bare", bare))
     assert len(report.warnings) == 4
     told = " ".join(report.warnings)
-    for part in ("samples_nih_ctx", "score 7.5, expected a number from 0 to 1", "run.json", "--log_samples"):
+    for part in (
+        "samples_nih_ctx",
+        "score 7.5, expected a number from 0 to 1",
+        "run.json",
+        "run lm_eval with log_samples",
+    ):
         assert part in told
     assert "Left out of this report" in html(report)
     assert [row[0] for row in report.sections[0].tables[0].rows] == ["before", "after"]

@@ -175,7 +175,7 @@ def test_a_peft_model_is_scored_with_its_adapter(chatml_tokenizer):
 def test_scores_that_are_not_finite_are_an_error(chatml_tokenizer):
     model = sharp_llama()
     model.model.layers[0].mlp.down_proj.weight.data[:] = float("inf")
-    with pytest.raises(InputError, match=r"not finite.*--dtype float32"):
+    with pytest.raises(InputError, match=r"not finite.*use dtype float32"):
         score_conversations(model, chatml_tokenizer, CONVERSATIONS, layers=[2])
 
 

@@ -101,7 +101,7 @@ def test_a_selection_does_not_overwrite_what_it_reads(data, tmp_path, through):
 
 def test_scores_of_several_layers_need_a_layer(data, tmp_path):
     scores = write_scores(tmp_path / "s.parquet", layers=(3, 15))
-    with pytest.raises(InputError, match=r"layers \[3, 15\]; pass --layer"):
+    with pytest.raises(InputError, match=r"layers \[3, 15\]; pass layer with one of them"):
         select(data, scores, tmp_path / "out", threshold=0.6, percent=None)
     with pytest.raises(InputError, match=r"not of 4"):
         select(data, scores, tmp_path / "out", threshold=0.6, percent=None, layer=4)
@@ -120,7 +120,7 @@ def test_layers_are_compared_in_a_table_and_a_picture(tmp_path):
 
 
 def test_one_layer_has_nothing_to_compare(tmp_path):
-    with pytest.raises(InputError, match="score with --layer all"):
+    with pytest.raises(InputError, match="score with layer all"):
         compare_layers(write_scores(tmp_path / "s.parquet"), percent=10)
 
 

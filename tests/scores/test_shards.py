@@ -286,7 +286,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(place, undisturbed, tmp_path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layer": "3"}, r"layer_idx must be in 0–2 for this model, got 3; pass --layer"),
+        ({"layer": "3"}, r"layer_idx must be in 0–2 for this model, got 3; pass layer 1, a middle layer"),
         ({"layer": "middle"}, "numbers with commas, or all, got 'middle'"),
         ({"max_length": 5000}, "longer than this model's window of 4096"),
         ({"max_length": 0}, "max_length must be at least 1, got 0"),

@@ -348,7 +348,7 @@ def test_a_seed_model_with_a_shorter_window_scores_what_fits_it(data, tmp_path):
     scores, _ = find_scores(args)
     assert 0 < np.isnan(scores).sum() < len(scores)
     args.indicator.score_layer = 9
-    with pytest.raises(InputError, match="got 9; pass --score_layer"):
+    with pytest.raises(InputError, match="got 9; pass another score_layer"):
         find_scores(args)
 
 

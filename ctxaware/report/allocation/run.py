@@ -123,7 +123,7 @@ def _describe(run: AllocationRun, model: Model) -> dict[str, Any]:
     """A model's part of the configuration. Whatever could be wrong with it is found here, before any is loaded."""
     config, tokenizer = load_config(model.name), load_tokenizer(model.name)
     if TEMPLATE in model.conditions and not tokenizer.chat_template:
-        raise InputError(f"{model.name} has no chat template; pass it as --base, and the chat model as --instruct")
+        raise InputError(f"{model.name} has no chat template", "pass it as {base}, and the chat model as {instruct}")
     if INDICATOR in model.conditions:
         indicator_id(tokenizer)
     documents = needle_documents(run.settings, tokenizer)
@@ -145,8 +145,8 @@ def _check_window(
     n_tokens = max(len(grouped_prompt(tokenizer, longest, c, run.settings).input_ids) for c in model.conditions)
     if window and n_tokens > window:
         raise InputError(
-            f"the longest prompt has {n_tokens} tokens, and the window of {model.name} {window}; pass a lower "
-            f"--max-context-length (now {run.settings.max_context_length})"
+            f"the longest prompt has {n_tokens} tokens, and the window of {model.name} {window}",
+            f"pass a lower {{max_context_length}} (now {run.settings.max_context_length})",
         )
 
 

@@ -49,7 +49,9 @@ def _claim(out: Path, configuration: dict[str, Any], n_shards: int) -> tuple[str
     if not (out / NAME).exists():
         return digest, [k for k in range(n_shards) if not _is_whole(_shard_file(out, k), digest)]
     if not _is_whole(out / NAME, digest):
-        raise InputError(f"{out / NAME} is damaged or another run's; remove it to measure again, or pass another --out")
+        raise InputError(
+            f"{out / NAME} is damaged or another run's", "remove it to measure again, or pass another {out}"
+        )
     return digest, []
 
 

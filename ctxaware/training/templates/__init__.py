@@ -29,7 +29,7 @@ def chat_template(name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     """
     if name == OWN:
         if not tokenizer.chat_template:
-            raise InputError(f"{tokenizer.name_or_path} has no template of its own; pass --chat_template tinyllama")
+            raise InputError(f"{tokenizer.name_or_path} has no template of its own", "pass {chat_template} tinyllama")
         return tokenizer.chat_template
     file = _FOLDER / f"{name}.jinja"
     if not file.is_file():
