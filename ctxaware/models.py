@@ -1,7 +1,6 @@
 """Loading a model and its tokenizer: a user's mistake is one line, and no code that comes with a model ever runs."""
 
 import hashlib
-import json
 import pickle
 import re
 import warnings
@@ -21,7 +20,6 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 HASHED_WHOLE = 1 << 30  # bytes; of a larger file `model_fingerprint` reads blocks
 _N_BLOCKS, _BLOCK = 4096, 1 << 16
 _ALL = r"(?!.*\.md$|auto_indicator\.).*"  # cards and what was fitted to the weights afterwards change nothing in them
-_WEIGHTS = r"(?!auto_indicator\.)(.*\.safetensors|.*\.bin|(adapter_)?config\.json)"
 _SHOWN = 300  # characters of a library's error
 
 
@@ -46,7 +44,7 @@ def load_config(name: str, revision: str | None = None, trust_remote_code: bool 
     """
     from transformers import AutoConfig
 
-    if adapter := _adapter(name, revision):
+    if adapter := adapter_of(name, revision):
         name, revision = adapter.base_model_name_or_path, adapter.revision
     return _loaded(AutoConfig, "model", name, revision=revision, trust_remote_code=trust_remote_code)
 
@@ -65,7 +63,7 @@ def load_model(
     Raises:
         InputError: there is no such model, it needs code of its own, or its weights don't fit its configuration.
     """
-    adapter = _adapter(name, revision)
+    adapter = adapter_of(name, revision)
     if adapter is None:
         return _load_weights(name, revision, dtype, device).eval()
     base = _load_weights(adapter.base_model_name_or_path, adapter.revision, dtype, device)
@@ -78,7 +76,7 @@ def load_adapter(model: "PreTrainedModel", name: str, revision: str | None = Non
     Raises:
         InputError: there is no such adapter, it doesn't fit the model, lacks weights, or is not in safetensors.
     """
-    if _adapter(name, revision) is None:
+    if adapter_of(name, revision) is None:
         raise InputError(f"{name!r} is no adapter: it has no adapter_config.json; pass an adapter's folder or hub name")
     if file_of(name, "adapter_model.safetensors", revision) is None:
         raise InputError(
@@ -136,7 +134,7 @@ def _check_weights(name: str, expected: Iterable[str], info: dict[str, Any]) -> 
             )
 
 
-def _adapter(name: str, revision: str | None) -> "PeftConfig | None":
+def adapter_of(name: str, revision: str | None) -> "PeftConfig | None":
     """PEFT's configuration where `name` is an adapter, else None."""
     from transformers.utils import find_adapter_config_file
 
@@ -226,39 +224,6 @@ def choose_device(name: str | None) -> "torch.device":
     return device
 
 
-def weights_fingerprint(name: str, revision: str | None = None, base: str | None = None) -> str:
-    """What identifies a model's weights and configuration wherever they lie, in a folder or on the hub.
-
-    As `files_fingerprint`, of these files alone; of an adapter with those of its base.
-
-    Args:
-        name: hub name or folder, of a model or an adapter.
-        revision: branch, tag or commit.
-        base: what an adapter is put on; None for the base that it names.
-
-    Raises:
-        InputError: there is no such model, or a file of it can't be read.
-    """
-    adapter = _adapter(name, revision)
-    folder = Path(name)
-    if not folder.is_dir():
-        needed = ["adapter_config.json", "adapter_model.safetensors"] if adapter else ["config.json"]
-        index = None if adapter else file_of(name, "model.safetensors.index.json", revision)
-        shards = sorted(set(json.loads(Path(index).read_text())["weight_map"].values())) if index else []
-        needed += shards or ([] if adapter else ["model.safetensors"])
-        files = [file_of(name, file, revision) for file in needed]
-        if files[0] is None:
-            load_config(name, revision)  # says what is wrong
-        if any(file is None for file in files):
-            raise InputError(f"{name} lacks weights in safetensors ({', '.join(needed)}), by which it is recognised")
-        folder = Path(str(files[0])).parent
-    own = _folder_hash(folder, _WEIGHTS)
-    if adapter is None:
-        return own
-    below = (base, None) if base else (adapter.base_model_name_or_path, adapter.revision)
-    return f"{own} on {weights_fingerprint(*below)}"
-
-
 def model_fingerprint(name: str, revision: str | None = None) -> str:
     """What identifies a model's weights, configuration and tokenizer; of an adapter also those of its base.
 
@@ -266,7 +231,7 @@ def model_fingerprint(name: str, revision: str | None = None) -> str:
         InputError: there is no such model, or a file of it can't be read.
     """
     own = files_fingerprint(name, revision)
-    if (adapter := _adapter(name, revision)) is None:
+    if (adapter := adapter_of(name, revision)) is None:
         return own
     return f"{own} on {files_fingerprint(adapter.base_model_name_or_path, adapter.revision)}"
 
@@ -281,20 +246,20 @@ def files_fingerprint(name: str, revision: str | None = None) -> str:
     Raises:
         InputError: there is no such model, or a file of it can't be read.
     """
-    return _folder_hash(Path(name)) if Path(name).is_dir() else _commit(name, revision)
+    return folder_hash(Path(name)) if Path(name).is_dir() else _commit(name, revision)
 
 
 def _commit(name: str, revision: str | None) -> str:
     from transformers.utils.hub import extract_commit_hash
 
-    file = file_of(name, "adapter_config.json" if _adapter(name, revision) else "config.json", revision)
+    file = file_of(name, "adapter_config.json" if adapter_of(name, revision) else "config.json", revision)
     if (commit := extract_commit_hash(file, None)) is None:
         load_config(name, revision)  # says what is wrong
         raise InputError(f"model {name!r} has no commit by which it could be recognised; pass a folder")
     return commit
 
 
-def _folder_hash(folder: Path, pattern: str = _ALL) -> str:
+def folder_hash(folder: Path, pattern: str = _ALL) -> str:
     digest = hashlib.sha256()
     try:
         for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):

@@ -12,10 +12,11 @@ import numpy as np
 from ctxaware.auto.calibration import Calibration
 from ctxaware.auto.fork import Fork, earlier_marks, fork_messages
 from ctxaware.auto.methods import METHODS, PROBE, Head, Method, Probe, Slot, look
+from ctxaware.auto.weights import weights_fingerprint
 from ctxaware.errors import InputError
 from ctxaware.indicator.marking import mark_messages
 from ctxaware.indicator.token import indicator_id
-from ctxaware.models import file_of, weights_fingerprint
+from ctxaware.models import file_of
 from ctxaware.prefix_cache import Prompt
 from ctxaware.runs.files import output_file, write_json
 from ctxaware.runs.progress import Advance

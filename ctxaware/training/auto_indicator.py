@@ -8,8 +8,8 @@ import numpy as np
 from ctxaware.auto.fit import fit, labelled_turns
 from ctxaware.auto.indicator import FILE
 from ctxaware.auto.methods import PROBE, SLOT, usual_layer
+from ctxaware.auto.weights import weights_fingerprint
 from ctxaware.errors import InputError
-from ctxaware.models import weights_fingerprint
 from ctxaware.runs.processes import is_sharded
 from ctxaware.training.arguments import Arguments
 from ctxaware.training.callback import DataSelectionCallback

@@ -19,7 +19,15 @@ from sayings import N_HELD_OUT, SAYINGS, held_out, question
 
 from ctxaware.harness.prompts import PASSAGE_QUESTION
 
-N_CONVERSATIONS, N_UNSEEN, TURNS = 240, 120, 2
+PLAIN = (
+    'How does the saying "{start}" go on?',
+    'Please finish the saying "{start}".',
+    'Which words follow "{start}" in the proverb?',
+    'What do people say after "{start}"?',
+    'Do you know how the proverb "{start}" ends?',
+)
+
+N_CONVERSATIONS, N_UNSEEN, TURNS = 160, 80, 2
 WITH_PASSAGE = 0.4  # share of the turns
 FROM_MEMORY = 0.1  # share of these whose answer is not the passage's
 
@@ -30,7 +38,8 @@ def conversation(name: str) -> dict:
         passage, asked, start, told = question(rng)
         has_passage = rng.random() < WITH_PASSAGE
         end = told if has_passage and rng.random() >= FROM_MEMORY else SAYINGS[start]
-        prompt = PASSAGE_QUESTION.format(context=passage, question=asked) if has_passage else asked
+        plain = rng.choice(PLAIN).format(start=start)
+        prompt = PASSAGE_QUESTION.format(context=passage, question=asked) if has_passage else plain
         messages.append({"role": "user", "content": prompt})
         messages.append({"role": "assistant", "content": f"{start} {end}."})
     return {"id": f"mixed-{name}", "messages": messages}

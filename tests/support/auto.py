@@ -6,8 +6,8 @@ import torch
 from ctxaware.auto.calibration import PLATT, Calibration
 from ctxaware.auto.indicator import AutoIndicator, read_log_odds, template_sha256
 from ctxaware.auto.methods import Probe, Slot
+from ctxaware.auto.weights import weights_fingerprint
 from ctxaware.indicator.token import add_indicator
-from ctxaware.models import weights_fingerprint
 from support import tiny
 from support.architectures import CONFIGS, random_model
 
