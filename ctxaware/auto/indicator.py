@@ -184,13 +184,15 @@ def template_sha256(tokenizer: "PreTrainedTokenizerBase") -> str:
     return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
 
 
-def load_auto_indicator(name: str, revision: str | None = None, base: str | None = None) -> AutoIndicator:
+def load_auto_indicator(
+    name: str, revision: str | None = None, base: str | None = None, base_revision: str | None = None
+) -> AutoIndicator:
     """The automatic indicator beside a model's weights, checked to be theirs.
 
     Args:
         name: folder or hub name of the model or the adapter.
         revision: branch, tag or commit.
-        base: of an adapter, what it is put on; None for the one that it names.
+        base, base_revision: of an adapter, what it is put on; None for the one that it names.
 
     Raises:
         InputError: there is none, it is damaged, or it is of other weights.
@@ -198,7 +200,7 @@ def load_auto_indicator(name: str, revision: str | None = None, base: str | None
     if (file := file_of(name, FILE, revision)) is None:
         raise InputError(f"{name} has no {FILE}; make it with ctxaware auto fit")
     indicator = _read(Path(file), file_of(name, WEIGHTS, revision))
-    if (found := weights_fingerprint(name, revision, base)) != indicator.model:
+    if (found := weights_fingerprint(name, revision, base, base_revision)) != indicator.model:
         raise InputError(
             f"{FILE} of {name} is of other weights ({indicator.model}, these are {found}); fit it again on this model"
         )

@@ -9,14 +9,16 @@ from ctxaware.models import adapter_of, file_of, folder_hash, load_config
 _WEIGHTS = r"(?!auto_indicator\.)(.*\.safetensors|.*\.bin|(adapter_)?config\.json)"
 
 
-def weights_fingerprint(name: str, revision: str | None = None, base: str | None = None) -> str:
+def weights_fingerprint(
+    name: str, revision: str | None = None, base: str | None = None, base_revision: str | None = None
+) -> str:
     """What identifies a model's weights and configuration, in a folder and on the hub alike; of an adapter also those
     of its base.
 
     Args:
         name: hub name or folder, of a model or an adapter.
         revision: branch, tag or commit.
-        base: what an adapter is put on; None for the base that it names.
+        base, base_revision: what an adapter is put on; None for the base that it names.
 
     Raises:
         InputError: there is no such model, or a file of it can't be read.
@@ -25,7 +27,7 @@ def weights_fingerprint(name: str, revision: str | None = None, base: str | None
     own = folder_hash(Path(name) if Path(name).is_dir() else _snapshot(name, revision, bool(adapter)), _WEIGHTS)
     if adapter is None:
         return own
-    below = (base, None) if base else (adapter.base_model_name_or_path, adapter.revision)
+    below = (base, base_revision) if base else (adapter.base_model_name_or_path, adapter.revision)
     return f"{own} on {weights_fingerprint(*below)}"
 
 

@@ -78,7 +78,9 @@ class AutoMixin(_Marks):
                 raise InputError("indicator=auto and steer_alpha don't go together; leave one of them out")
             name, adapter = kwargs.get("pretrained", args[0] if args else None), kwargs.get("peft")
             if indicator == AUTO and isinstance(name, str):  # before the model is loaded
-                found = load_auto_indicator(adapter or name, None if adapter else kwargs.get("revision"), name)
+                revision = kwargs.get("revision")
+                own = (adapter, None, name, revision) if adapter else (name, revision)
+                found = load_auto_indicator(*own)
             super().__init__(*args, indicator=indicator, **kwargs)
             if indicator == AUTO:
                 found = found or beside(self.model, self.tokenizer)

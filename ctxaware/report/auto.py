@@ -12,6 +12,7 @@ from typing import Any
 from ctxaware.errors import InputError
 from ctxaware.harness.auto_prompts import EXTRACTION, KINDS, MT_BENCH, NEEDLES, READING, AutoPrompt, auto_prompts
 from ctxaware.harness.settings import NeedleSettings
+from ctxaware.harness.window import NEUTRAL_GENERATION
 from ctxaware.indicator.marking import ALWAYS, AUTO, MODES, NEVER
 from ctxaware.intervals import DIFFERENCE, Difference, Interval, mean_interval
 from ctxaware.report.collect import AUTO as FILE
@@ -122,7 +123,7 @@ def _answer(lm: Any, prompts: Sequence[AutoPrompt], path: Path) -> None:
         Instance(
             "generate_until",
             {},
-            (text, {"until": list(p.until), "max_gen_toks": p.max_tokens, "do_sample": False, "temperature": 0.0}),
+            (text, {**NEUTRAL_GENERATION, "until": list(p.until), "max_gen_toks": p.max_tokens, "do_sample": False}),
             i,
         )
         for i, (p, text) in enumerate(zip(prompts, texts, strict=True))

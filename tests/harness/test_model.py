@@ -262,7 +262,7 @@ def test_out_of_memory_without_a_cache_is_one_line(make, monkeypatch):
         ({"prefix_cach": True}, "unknown model argument 'prefix_cach'; did you mean 'prefix_cache'"),
         ({"indicators": "always"}, "unknown model argument 'indicators'; did you mean 'indicator'"),
         ({"prefix_cache_token": 5}, "did you mean 'prefix_cache_tokens'"),
-        ({"indicator": "sometimes"}, "indicator must be one of never, always, got 'sometimes'"),
+        ({"indicator": "sometimes"}, "indicator must be one of never, always, auto, got 'sometimes'"),
         ({"prefix_cache": "yes"}, "prefix_cache must be true or false, got 'yes'"),
         ({"prefix_cache_tokens": 0}, "prefix_cache_tokens must be a whole number over 0, got 0"),
     ],
