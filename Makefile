@@ -75,7 +75,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# the engine in the test's own process, so that the token ids it gets can be seen
+# about 20 minutes on two cores
 test-vllm: $(VLLM)/.installed
 	HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=2 $(VLLM)/bin/python -m pytest tests/vllm -ra
 
