@@ -457,3 +457,23 @@ def test_too_few_turns_for_an_automatic_indicator_are_told_and_the_run_is_finish
     assert re.search(r"^no auto_indicator.json: \d+ of \d+ turns have a score above beta 0.6, in too few", said, re.M)
     assert not (tmp_path / "run" / "auto_indicator.json").exists()
     assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
+
+
+def test_rows_of_the_embedding_and_of_the_output_matrix_are_found_by_name(monkeypatch):
+    """An output matrix with a bias is left out: PEFT's layer for single rows would drop the bias."""
+    import transformers as tf
+
+    small = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    for config, names in [
+        (tf.LlamaConfig(**small), ["embed_tokens", "lm_head"]),
+        (tf.GPTNeoXConfig(**small), ["embed_in", "lm_head"]),
+        (tf.PhiConfig(**small), ["embed_tokens"]),
+    ]:
+        monkeypatch.setattr(trainer_module, "load_config", lambda *_, config=config: config)
+        assert trainer_module._embedding_names("a base", None) == names
