@@ -193,7 +193,7 @@ def fit(
 ) -> tuple[AutoIndicator, Quality]:
     """Fit a model's automatic indicator.
 
-    The threshold is the one that marks as many of these turns as have a score above `beta`.
+    The threshold is the one with the highest F1 on turns that were held out.
 
     Args:
         model, tokenizer: what it is for.
@@ -227,7 +227,7 @@ def fit(
     for rest, held_out in folds:
         probabilities[held_out] = fit_calibration(log_odds[rest], is_positive[rest])(log_odds[held_out])
     result = quality(probabilities, is_positive, turns.conversations)
-    threshold = _as_many(probabilities, int(is_positive.sum()))
+    threshold = _best_threshold(probabilities, is_positive)
     chosen = at_threshold(probabilities, is_positive, threshold)
     indicator = AutoIndicator(
         fitted,
@@ -280,10 +280,16 @@ def _held_out(states: np.ndarray, is_positive: np.ndarray, folds: list[tuple[np.
     return log_odds
 
 
-def _as_many(probabilities: np.ndarray, n: int) -> float:
-    """The threshold above which about `n` of the probabilities are."""
-    ranked = np.sort(probabilities)[::-1]
-    return float((ranked[n - 1] + ranked[n]) / 2)
+def _best_threshold(probabilities: np.ndarray, is_positive: np.ndarray) -> float:
+    """The threshold with the highest F1, in the middle of the gap between the probabilities that it parts."""
+    order = np.argsort(-probabilities, kind="stable")
+    ranked, found = probabilities[order], np.cumsum(is_positive[order])
+    n_marked = np.flatnonzero(np.diff(ranked)) + 1  # of each threshold between two values
+    if not len(n_marked):
+        return float(ranked[0])
+    f1 = 2 * found[n_marked - 1] / (n_marked + is_positive.sum())
+    best = int(n_marked[f1.argmax()])
+    return float((ranked[best - 1] + ranked[best]) / 2)
 
 
 def measure(

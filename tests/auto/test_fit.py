@@ -93,7 +93,7 @@ def test_a_probe_learns_what_a_prompt_shows_and_says_it_of_turns_that_it_did_not
     assert quality.auroc > 0.85
     assert quality.reliability.error < 0.15
     chosen = indicator.fitted["at_its_threshold"]
-    assert chosen["marked"] == pytest.approx(quality.n_positive / quality.n, abs=0.03)
+    assert chosen["recall"] > 2 * chosen["false_alarms"]
     other = labelled_turns(tokenizer, scored(30, seed=9), "probe", 0.6, 512)
     again = measure(indicator, model, other)
     assert again.auroc > 0.85
@@ -138,6 +138,20 @@ def test_turns_are_prompts_with_the_marks_of_training_and_what_is_left_out_is_co
     assert turns.left_out["without a score"] == turns.left_out["of more than 90 tokens"] == 1
     plain = fork_messages(tokenizer, [{"role": "user", "content": "user [ IND]"}])
     assert turns.forks[0].plain == plain.plain
+
+
+def test_the_threshold_has_the_highest_f1():
+    log_odds, is_positive = drawn(200)
+    p = np.round(1 / (1 + np.exp(-log_odds)), 2)  # with ties
+    found = fitting._best_threshold(p, is_positive)
+
+    def f1(threshold):
+        marked = p > threshold
+        return 2 * (marked & is_positive).sum() / (marked.sum() + is_positive.sum())
+
+    assert f1(found) == max(f1(threshold) for threshold in np.linspace(0.005, 0.995, 199))
+    apart = np.array([0.1, 0.1, 0.7, 0.9])
+    assert fitting._best_threshold(apart, apart > 0.5) == pytest.approx(0.4)
 
 
 def test_too_few_turns_are_one_line(model, tokenizer):
