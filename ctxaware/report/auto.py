@@ -22,6 +22,7 @@ from ctxaware.runs.files import output_file, write_json, write_text
 from ctxaware.runs.progress import progress_bar
 
 NEEDED = (NEEDLES, READING)  # kinds whose answer stands in the context
+_NEUTRAL = {key: value for key, value in NEUTRAL_GENERATION.items() if key != "min_length"}  # beside min_new_tokens
 MIN_GAIN = 0.05  # of always over never, under which its share is not a figure worth telling
 
 
@@ -123,7 +124,7 @@ def _answer(lm: Any, prompts: Sequence[AutoPrompt], path: Path) -> None:
         Instance(
             "generate_until",
             {},
-            (text, {**NEUTRAL_GENERATION, "until": list(p.until), "max_gen_toks": p.max_tokens, "do_sample": False}),
+            (text, {**_NEUTRAL, "until": list(p.until), "max_gen_toks": p.max_tokens, "do_sample": False}),
             i,
         )
         for i, (p, text) in enumerate(zip(prompts, texts, strict=True))
