@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-EXTRAS := dev,demo,mt-bench,train
+EXTRAS := dev,demo,experiment,mt-bench,train
 VLLM := .venv-vllm
 
 TRAIN_DEMO := demo-train

@@ -148,16 +148,24 @@ def test_a_wheel_carries_tasks_corpora_and_the_discovery_hook(wheels):
         names = set(zipfile.ZipFile(wheel).namelist())
         assert {"ctxaware_discovery.pth", "_ctxaware_discovery.py", "ctxaware/py.typed"} <= names
         tasks = {f"ctxaware/{p.relative_to(ROOT)}" for p in (ROOT / "tasks").rglob("*") if p.is_file()}
+        recipes = {f"ctxaware/{p.relative_to(ROOT)}" for p in (ROOT / "recipes").rglob("*") if p.is_file()}
         package = {str(p.relative_to(ROOT)) for p in (ROOT / "ctxaware").rglob("*") if p.is_file()}
-        assert tasks | {name for name in package if "__pycache__" not in name} <= names
+        assert {"ctxaware/recipes/experiment/Snakefile", "ctxaware/recipes/sft_vanilla.py"} <= names
+        assert tasks | {name for name in recipes | package if "__pycache__" not in name} <= names
         assert not [name for name in names if name.startswith(("tasks/", "tests/", "recipes/"))]
 
 
-def test_an_installed_wheel_reads_its_own_tasks_and_a_checkout_its_folder(wheels, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("tasks", "from ctxaware.harness.paths import tasks_folder; print(tasks_folder())"),
+        ("recipes", "from ctxaware.experiment.recipes import recipes_folder; print(recipes_folder())"),
+    ],
+)
+def test_an_installed_wheel_reads_its_own_data_and_a_checkout_its_folder(wheels, tmp_path, name, code):
     with zipfile.ZipFile(wheels[0]) as archive:
         archive.extractall(tmp_path)
-    code = "from ctxaware.harness.paths import tasks_folder; print(tasks_folder())"
-    for place, expected in ((tmp_path, tmp_path / "ctxaware" / "tasks"), (ROOT, ROOT / "tasks")):
+    for place, expected in ((tmp_path, tmp_path / "ctxaware" / name), (ROOT, ROOT / name)):
         environment = {**os.environ, "PYTHONPATH": str(place)}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=place)
         assert done.stdout.strip() == str(expected), done.stderr

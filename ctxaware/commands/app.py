@@ -22,6 +22,7 @@ COMMANDS = (  # one module each, in the order in which `--help` lists them
     "report",
     "heatmap",
     "mt_bench",
+    "experiment",
     "tasks_path",
     "demo_model",
 )

@@ -17,6 +17,7 @@ from ctxaware.report.flips import worst_flips
 from ctxaware.report.gate import Gate, judge
 from ctxaware.report.page import Report, Section
 from ctxaware.report.samples import TaskRun
+from ctxaware.report.seeds import by_seed, difference_table, score_table, table_9_over_seeds
 from ctxaware.report.tables import Cell, Table, plain_name, table_4, table_7, table_9
 
 _NEEDLE = "nih_ctx"
@@ -48,6 +49,7 @@ def make_report(
     ratings = _overall_ratings(collected.ratings)
     sections = [
         _scores(evaluations, ratings),
+        _over_seeds(evaluations, ratings, left_out),
         _compared(evaluations, max_drop, confidence, n_flips),
         _templates(evaluations),
         _heatmaps(evaluations),
@@ -106,7 +108,21 @@ def _ablation(evaluations: list[Evaluation], ratings: Mapping[str, float | None]
     runs = {e.name: _main_tasks(e) for e in evaluations if _BETA.match(e.name) and _main_tasks(e)}
     section = Section("ablation", "Ablation of the threshold")
     if len(runs) > 1:
-        section.tables.append(table_9(dict(sorted(runs.items(), key=lambda of: _beta(of[0]))), ratings))
+        ordered = dict(sorted(runs.items(), key=lambda of: _beta(of[0])))
+        has_seeds = any(len(seeds) > 1 for seeds in by_seed(ordered).values())
+        section.tables.append(table_9_over_seeds(ordered, ratings) if has_seeds else table_9(ordered, ratings))
+    return section
+
+
+def _over_seeds(evaluations: list[Evaluation], ratings: Mapping[str, float | None], left_out: list[str]) -> Section:
+    """Table 4 and the differences to the first run, runs of several seeds as one."""
+    section = Section("seeds", "Over seeds")
+    runs = {e.name: _main_tasks(e) for e in evaluations if _main_tasks(e)}
+    if any(len(seeds) > 1 for seeds in by_seed(runs).values()):
+        try:
+            section.tables.extend([score_table(runs, ratings), difference_table(runs)])
+        except InputError as error:
+            left_out.append(f"over seeds: {error}")
     return section
 
 

@@ -149,13 +149,13 @@ def title_of(task: str) -> str:
     return TASK_TITLES.get(plain_name(task), plain_name(task))
 
 
-def _tasks(runs: Mapping[str, Run]) -> list[str]:
+def tasks_of(runs: Mapping[str, Run]) -> list[str]:
     """Plain names of all tasks, those of the paper first and in its order."""
     names = dict.fromkeys(plain_name(task) for run in runs.values() for task in run)
     return [*filter(names.__contains__, TASK_TITLES), *(name for name in names if name not in TASK_TITLES)]
 
 
-def _of_task(run: Run, task: str) -> TaskRun | None:
+def of_task(run: Run, task: str) -> TaskRun | None:
     """The run of a task, plain or with `[IND]`; a run that has both is two conditions, and the plain one is shown."""
     return run.get(task) or run.get(task + INDICATOR_SUFFIX)
 
@@ -167,19 +167,20 @@ def _cell(run: TaskRun | None, metric: str | None) -> Interval | None:
 def _by_task(
     first: str, title: str, runs: Mapping[str, Run], ratings: Mapping[str, float | None] | None, metric: str | None
 ) -> Table:
-    tasks, rows = _tasks(runs), []
+    tasks, rows = tasks_of(runs), []
     for name, run in runs.items():
-        means = [mean_score(of, metric) if (of := _of_task(run, task)) else None for task in tasks]
+        means = [mean_score(of, metric) if (of := of_task(run, task)) else None for task in tasks]
         whole = [mean for mean in means if mean is not None]
         average = mean_of_tasks(whole).interval() if len(whole) == len(tasks) > 1 else None
         intervals = [None if mean is None else mean.interval() for mean in means]
         rows.append((name, *intervals, average, (ratings or {}).get(name)))
     columns = [first, *map(title_of, tasks), "average", "MT-Bench"]
     table = Table(title, tuple(columns), rows, "Scores with 95% intervals by cluster.")
-    return _without_empty(table)
+    return without_empty(table)
 
 
-def _without_empty(table: Table) -> Table:
+def without_empty(table: Table) -> Table:
+    """The table without its empty columns."""
     kept = [i for i in range(len(table.columns)) if i == 0 or any(row[i] is not None for row in table.rows)]
     rows = [tuple(row[i] for i in kept) for row in table.rows]
     return Table(table.title, tuple(table.columns[i] for i in kept), rows, table.note)
@@ -193,11 +194,11 @@ def table_1(runs: Mapping[str, Mapping[str, Run]], metric: str | None = None) ->
         metric: as `TaskRun.scores` takes it.
     """
     conditions = list(dict.fromkeys(name for of_model in runs.values() for name in of_model))
-    tasks = _tasks({f"{m} {c}": run for m, of_model in runs.items() for c, run in of_model.items()})
+    tasks = tasks_of({f"{m} {c}": run for m, of_model in runs.items() for c, run in of_model.items()})
     rows = []
     for task in tasks:
         for model, of_model in runs.items():
-            of_conditions = [_of_task(of_model.get(condition, {}), task) for condition in conditions]
+            of_conditions = [of_task(of_model.get(condition, {}), task) for condition in conditions]
             if any(of_conditions):
                 rows.append((title_of(task), model, *(_cell(run, metric) for run in of_conditions)))
     return Table("Attention steering", ("task", "model", *conditions), rows, "Scores with 95% intervals by cluster.")

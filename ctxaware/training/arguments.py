@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -122,14 +122,7 @@ def parse_arguments(*own: type, argv: Sequence[str] | None = None) -> Arguments:
     """
     config, rest = read_configs(list(sys.argv[1:] if argv is None else argv))
     parser = TrlParser((RunArguments, TrainingConfig, ModelConfig, *own))
-    known = {action.dest: action for action in parser._actions}
-    for key, value in config.items():
-        if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            raise InputError(f"unknown key {key!r} in the config" + (f"; did you mean {close[0]}?" if close else ""))
-        choices = known[key].choices
-        if choices and value is not None and value not in choices:
-            raise InputError(f"{key} must be one of {', '.join(map(str, choices))}, got {value!r} in the config")
+    _check_keys(config, parser)
     parser.set_defaults_with_config(**config)
     try:
         *parsed, left = parser.parse_args_into_dataclasses(args=rest, return_remaining_strings=True)
@@ -152,6 +145,40 @@ def parse_arguments(*own: type, argv: Sequence[str] | None = None) -> Arguments:
     training.output_dir = str(Path(training.output_dir))
     training.gradient_accumulation_steps = accumulation(arguments, training.world_size)
     return arguments
+
+
+def check_configs(paths: Sequence[str], n_processes: int) -> None:
+    """Check the YAML files that both recipes are to take, before anything is started and where there may be no GPU.
+
+    Args:
+        paths: of the `--config` files.
+        n_processes: that will train.
+
+    Raises:
+        InputError: a file is missing or no mapping, a key is unknown or comes twice, a value is none of its choices,
+            or the effective batch is no multiple of what one pass over all processes takes.
+    """
+    config, _ = read_configs([word for path in paths for word in ("--config", path)])
+    parser = TrlParser((RunArguments, TrainingConfig, ModelConfig))  # both recipes take them
+    _check_keys(config, parser)
+    batch = {name: config.get(name, parser.get_default(name)) for name in ("effective_batch_size", _PER_DEVICE)}
+    if not all(isinstance(size, int) and size > 0 for size in batch.values()):
+        raise InputError(f"expected whole numbers above 0, got {', '.join(f'{k} {v}' for k, v in batch.items())}")
+    _steps_of(batch["effective_batch_size"], batch[_PER_DEVICE], n_processes)
+
+
+_PER_DEVICE = "per_device_train_batch_size"
+
+
+def _check_keys(config: Mapping[str, Any], parser: TrlParser) -> None:
+    known = {action.dest: action for action in parser._actions}
+    for key, value in config.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            raise InputError(f"unknown key {key!r} in the config" + (f"; did you mean {close[0]}?" if close else ""))
+        choices = known[key].choices
+        if choices and value is not None and value not in choices:
+            raise InputError(f"{key} must be one of {', '.join(map(str, choices))}, got {value!r} in the config")
 
 
 # TRL's arguments that these recipes have no use for, and what to do instead
@@ -194,6 +221,10 @@ def accumulation(arguments: Arguments, n_processes: int) -> int:
         raise InputError(
             "gradient_accumulation_steps follows from effective_batch_size", "leave out {gradient_accumulation_steps}"
         )
+    return _steps_of(effective, per_device, n_processes)
+
+
+def _steps_of(effective: int, per_device: int, n_processes: int) -> int:
     at_once = per_device * n_processes
     if effective < 1 or effective % at_once:
         raise InputError(

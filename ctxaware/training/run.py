@@ -24,15 +24,10 @@ from ctxaware.training.arguments import Arguments, TrainingConfig
 from ctxaware.training.auto_indicator import fit_auto_indicator
 from ctxaware.training.callback import DataSelectionCallback
 from ctxaware.training.checkpoints import DATA, claim_output, mark_finished, newest_complete, refuse_foreign_folder
+from ctxaware.training.free import changes_weights
 from ctxaware.training.health import FailedTrainingError, check_trained
 from ctxaware.training.merge import merge_adapter
 from ctxaware.training.publish import publish
-
-# arguments that change nothing in the weights: a run may be taken up with others
-_FREE = (
-    *("disable_tqdm", "hub_", "log", "push_to_hub", "report_to", "run_name", "save_", "local_rank"),
-    *("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
-)
 
 
 def recipe(main: Callable[[], None]) -> Callable[[], None]:
@@ -97,7 +92,7 @@ def configuration(arguments: Arguments) -> dict[str, Any]:
     """All that could change the weights: arguments, and what the names in them stand for."""
     model, run = arguments.model, arguments.run
     settings = asdict(run) | asdict(model) | (asdict(arguments.indicator) if arguments.indicator else {})
-    settings |= {k: v for k, v in arguments.training.to_dict().items() if not k.startswith(_FREE)}
+    settings |= {k: v for k, v in arguments.training.to_dict().items() if changes_weights(k)}
     del settings["watch_every"]
     settings["num_processes"] = PartialState().num_processes
     settings["base_weights"] = model_fingerprint(model.model_name_or_path, model.model_revision)

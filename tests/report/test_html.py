@@ -215,6 +215,22 @@ def test_runs_named_beta_make_table_9(tmp_path):
     assert [row[0] for row in section.tables[0].rows] == ["beta=0.5", "beta=0.6", "beta=0.7"]
 
 
+def test_runs_of_several_seeds_are_shown_as_one_too(tmp_path):
+    runs = []
+    for seed in (1, 2):
+        for name, scores in (("vanilla", [0, 0, 1]), ("β=0.5", [1, 0, 1]), ("β=0.6", [1, seed - 1, 1])):
+            runs.append((f"{name}, seed {seed}", write_run(tmp_path / f"{name}{seed}", {"squad_contain": scores})))
+    sections = {section.anchor: section for section in page_of(*runs).sections}
+    scores, differences = sections["seeds"].tables
+    assert [(row[0], row[1].mean) for row in scores.rows] == [
+        *(("vanilla", pytest.approx(1 / 3)), ("β=0.5", pytest.approx(2 / 3)), ("β=0.6", pytest.approx(5 / 6)))
+    ]
+    assert [row[0] for row in differences.rows] == ["β=0.5", "β=0.6"]
+    (ablation,) = sections["ablation"].tables
+    assert (ablation.columns[0], [row[0] for row in ablation.rows]) == ("threshold β", ["β=0.5", "β=0.6"])
+    assert "seeds" not in {section.anchor for section in page_of(*runs[:3]).sections}
+
+
 def test_what_can_not_be_read_is_named_at_the_top(tmp_path, two):
     broken = write_run(tmp_path / "broken", {"nih_ctx": [1.0, 0.0], "mmlu": [sample(0, 7.5)]})
     (file,) = broken.rglob("samples_nih_ctx*")

@@ -1,0 +1,183 @@
+"""Everything of an experiment that can be known to be wrong before training starts, each problem a line."""
+
+import difflib
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ctxaware.data.conversations import find_file, read_records
+from ctxaware.data.releases import DATASETS, clean
+from ctxaware.data.sources import BUILTIN, HUB
+from ctxaware.errors import InputError
+from ctxaware.experiment.config import Data, Model
+from ctxaware.experiment.plan import Plan
+from ctxaware.experiment.recipes import located
+
+_EXTRAS = {"trl": "train", "peft": "train", "snakemake": "experiment"}
+_UNSAFE = re.compile(r"[^\w./~+@-]")  # in a path: what --model_args or Snakemake would read as more than a name
+
+
+def problems(plan: Plan) -> list[str]:
+    """What is wrong, a line each; empty where nothing is."""
+    found: dict[str, None] = {}
+    for check in (_software, _paths, _recipes, _models, _data, _tasks, _mt_bench):
+        for problem in _gathered(check(plan)):
+            found[problem] = None
+    return list(found)
+
+
+def _gathered(check: Iterator[str]) -> Iterator[str]:
+    """The problems of a check; an `InputError` is its last."""
+    try:
+        yield from check
+    except InputError as error:
+        yield str(error)
+
+
+def _message(call: Callable[..., Any], *arguments: Any) -> str | None:
+    """What a call refuses its arguments for; None where it does not."""
+    try:
+        call(*arguments)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _pairs(plan: Plan) -> Iterator[tuple[Model, Data]]:
+    return itertools.product(plan.experiment.models, plan.experiment.data)
+
+
+def _software(plan: Plan) -> Iterator[str]:
+    for package, extra in _EXTRAS.items():
+        if find_spec(package) is None:
+            python = ", with Python 3.11 or newer" if package == "snakemake" else ""
+            yield f"the package {package} is not installed; run: pip install 'ctxaware[{extra}]'{python}"
+
+
+def _paths(plan: Plan) -> Iterator[str]:
+    for path in (str(plan.out), *(plan.base(model) for model in plan.experiment.models)):
+        if unsafe := _UNSAFE.search(path):
+            yield f"{path!r} holds {unsafe[0]!r}, which a path in the harness's model_args can't; choose another"
+    if plan.out.is_file():
+        yield f"out: {plan.out} is a file; name a folder"
+
+
+def _recipes(plan: Plan) -> Iterator[str]:
+    from ctxaware.training.arguments import check_configs
+
+    for model, data in _pairs(plan):
+        files = [located(path) for path in (*model.config, *data.config)]
+        if problem := _message(check_configs, files, plan.n_processes):
+            yield f"config of {model.name}, {data.name}: {problem}"
+
+
+def _models(plan: Plan) -> Iterator[str]:
+    from ctxaware.indicator.token import INDICATOR
+    from ctxaware.models import load_config, load_tokenizer
+    from ctxaware.training.base import training_tokenizer
+
+    for model, data in _pairs(plan):
+        base, settings = plan.base(model), plan.settings(model, data)
+        revision = settings.get("model_revision")
+        where = f"model {model.name}: "
+        try:
+            window = _window(load_config(base, revision))
+            tokenizer = training_tokenizer(base, revision, settings.get("chat_template", "tinyllama"))
+        except InputError as error:
+            yield f"{where}{error}"
+            continue
+        if Path(base).is_dir() and not [*Path(base).glob("*.safetensors"), *Path(base).glob("pytorch_model*.bin")]:
+            yield f"{where}{base} has no weights (*.safetensors); restore it"
+        if INDICATOR in tokenizer.get_vocab():
+            yield f"{where}{base} has {INDICATOR} already, so it is no base; name the model that it was made from"
+        if plan.experiment.evaluate.before_tuning == "with_template" and not load_tokenizer(base).chat_template:
+            yield f"{where}{base} has no chat template; set evaluate: before_tuning: without_template"
+        longest = plan.metadata(model, data).get("max_context_length", 0)
+        if isinstance(longest, int) and window and longest > window:
+            yield f"{where}max_context_length {longest} is past the model's window of {window} tokens"
+        yield from _gathered(_scoring(plan, model, data))
+
+
+def _window(config: Any) -> int | None:
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+def _scoring(plan: Plan, model: Model, data: Data) -> Iterator[str]:
+    """Whether the seed model can score: its layers, its window, its template."""
+    from ctxaware.models import load_config, load_tokenizer
+    from ctxaware.scores.run import parse_layers
+
+    name, trained = plan.seed_model(model, data, plan.experiment.seeds[0])
+    if trained:  # it has the shape of its base
+        name = trained.command[trained.command.index("--model_name_or_path") + 1]
+    config = load_config(name)
+    layer, length = plan.experiment.score_layer, plan.score_max_length(model, data)
+    if problem := _message(parse_layers, str(layer), config.get_text_config(decoder=True).num_hidden_layers):
+        yield f"score_layer of {name}: {problem.replace('pass layer', 'set score_layer')}"
+    window = _window(config)
+    if window and length > window:
+        yield f"{length} tokens are past the window of {name}, which scores: set score_max_length to {window} or less"
+    if not trained and not load_tokenizer(name).chat_template:
+        yield f"seed_model {name} has no chat template, which says whose each token is; name a chat model"
+
+
+def _data(plan: Plan) -> Iterator[str]:
+    for data in plan.experiment.data:
+        source = located(data.source or "")
+        if not data.source or not Path(source).exists():
+            continue  # made by a script, or on the hub: prepared before any training
+        records = read_records(find_file(source, DATASETS[data.dataset].file))
+        try:
+            if next(clean(records, data.dataset, Counter()), None) is None:
+                yield f"data {data.name}: no conversation of {source} is left after cleaning; is dataset right?"
+        except InputError as error:
+            yield f"data {data.name}: {error}"
+
+
+def _tasks(plan: Plan) -> Iterator[str]:
+    from ctxaware.harness.settings import NeedleSettings, ReadingSettings, resolve
+
+    yield from _unknown_tasks(plan.experiment.evaluate.tasks)
+    for model, data in _pairs(plan):
+        metadata = plan.metadata(model, data)
+        for cls in (NeedleSettings, ReadingSettings):
+            if problem := _message(resolve, cls, metadata, f"{model.name}, {data.name}"):
+                yield f"metadata of {problem}"
+        for name in ("source", "haystack"):
+            path = metadata.get(name)
+            if isinstance(path, str) and path not in (HUB, BUILTIN) and not Path(path).exists():
+                made = any(step and path.startswith(str(step.folder)) for step in [plan.script(data)])
+                if not made:
+                    yield f"metadata of {model.name}, {data.name}: {name} {path} does not exist"
+
+
+def _unknown_tasks(tasks: Sequence[str]) -> Iterator[str]:
+    """Tasks that the harness does not have; ours are looked up first, since all of its own take ten seconds to list."""
+    from lm_eval.tasks import TaskManager
+
+    from ctxaware.harness.paths import tasks_folder
+
+    folder = str(tasks_folder())
+    if set(tasks) <= set(TaskManager(include_path=folder, include_defaults=False).all_tasks):
+        return
+    known = set(TaskManager(include_path=folder).all_tasks)
+    for task in tasks:
+        if task not in known:
+            near = difflib.get_close_matches(task, known, n=1)
+            yield f"evaluate: the harness has no task {task!r}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _mt_bench(plan: Plan) -> Iterator[str]:
+    bench = plan.experiment.mt_bench
+    if bench is None:
+        return
+    from ctxaware.mt_bench.endpoint import EndpointSettings, connect
+    from ctxaware.mt_bench.fastchat import load_bench, load_fastchat
+
+    load_bench(load_fastchat(), Path(bench.data_dir), for_judge=bench.judge is not None)
+    if bench.judge and (problem := _message(connect, EndpointSettings(bench.base_url, bench.api_key_env))):
+        yield f"mt_bench: {problem}"
