@@ -7,10 +7,14 @@ contents in place. So nothing that a message says can change where it is.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NOBODY = -1  # owner of the template's own tokens
+RENDERING_SECONDS = 20.0  # for one conversation, which takes milliseconds
+_GROWTH, _TEMPLATE_SIZE = 10, 1_000_000  # characters that a template may write: a message's share, and its own
 
 
 class Span(NamedTuple):
@@ -72,19 +78,54 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict], **templ
         InputError: there is no template, it rejects the messages, or it changes their content
             (more than by stripping white space at its ends), so that positions can't be known.
     """
-    from jinja2.exceptions import TemplateError
-
     if not tokenizer.chat_template:
         raise InputError(f"tokenizer {tokenizer.name_or_path!r} has no chat template; use a chat model's tokenizer")
     apply = functools.partial(tokenizer.apply_chat_template, tokenize=False, **template_kwargs)
+    size = sum(len(message["content"]) for message in messages)
     # the second rendering holds no content at all, so what contents say can't be taken for a placeholder
     placeholders = [f"\ue000{i}\ue001" for i in range(len(messages))]
-    try:
+    with template_errors():
         text = apply(list(messages))
         skeleton = apply([{**m, "content": p} for m, p in zip(messages, placeholders, strict=True)])
-    except (TemplateError, TypeError, KeyError, IndexError) as error:
-        raise InputError(f"the chat template rejects this conversation: {error}") from error
+    if len(text) + len(skeleton) > _GROWTH * size + _TEMPLATE_SIZE:
+        raise InputError(f"the chat template writes {len(text):,} characters for messages of {size:,}; mend it")
     return Rendered(text, _locate(text, skeleton, messages))
+
+
+@contextlib.contextmanager
+def template_errors() -> Iterator[None]:
+    """For a chat template at work: whatever is wrong with it is an `InputError`, and one that never ends is stopped.
+
+    It is stopped in the main thread, where the system has such a timer.
+    """
+    from jinja2.exceptions import TemplateError
+
+    timed = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    try:
+        if timed:
+            previous = signal.signal(signal.SIGALRM, _too_long)
+            signal.setitimer(signal.ITIMER_REAL, RENDERING_SECONDS)
+        try:
+            yield
+        finally:
+            if timed:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, previous)
+    except TimeoutError as error:
+        raise InputError(
+            f"the chat template is not done with a conversation after {RENDERING_SECONDS:g} seconds"
+        ) from error
+    except InputError:
+        raise
+    except (
+        *(TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError),
+        *(RecursionError, TypeError, ValueError),
+    ) as error:
+        raise InputError(f"the chat template rejects this conversation: {error}") from error
+
+
+def _too_long(number: int, frame: FrameType | None) -> None:
+    raise TimeoutError
 
 
 def _locate(text: str, skeleton: str, messages: Sequence[dict]) -> tuple[Span, ...]:

@@ -29,6 +29,12 @@ class InputError(ValueError):
         return self.describe()
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its kind where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def print_error(error: BaseException, spell: Callable[[str], str] = str) -> None:
     """Write `error` as one line on standard error, the settings of its remedy as `spell` spells them."""
     text = error.describe(spell) if isinstance(error, InputError) else str(error)

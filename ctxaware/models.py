@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctxaware.errors import InputError
+from ctxaware.errors import InputError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -184,9 +184,8 @@ def _loaded(kind: Any, what: str, name: str, of: Any = None, **kwargs: Any) -> A
                 f"{what} {name!r} needs code of its own (auto_map), which is never run here; "
                 "pass one that transformers itself knows"
             ) from error
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"can't load {what} {name!r}: {cause[:_SHOWN]} - pass a hub name or the path of a model folder"
+            f"can't load {what} {name!r}: {first_line(error)[:_SHOWN]} - pass a hub name or the path of a model folder"
         ) from error
 
 
@@ -219,8 +218,10 @@ def choose_device(name: str | None) -> "torch.device":
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"device must be one like cpu, cuda or cuda:1, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {name!r} was asked for, but there is no CUDA device here", "pass {device} cpu")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # not there, not built for it, or meta
+        raise InputError(f"device {name!r} can't be used here: {first_line(error)}", "pass {device} cpu") from error
     return device
 
 

@@ -198,3 +198,23 @@ def test_truncation_keeps_the_start(chatml_tokenizer):
 def test_what_a_template_does_to_contents_is_refused_with_the_reason(template, reason):
     with pytest.raises(InputError, match=reason):
         render(make_tokenizer(template or None), conversation([("the lake is here", "The end.")]))
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", r"not done .* after 0\.2 s"),
+        (
+            "{% for m in messages %}{{ m.content }}{% endfor %}{{ 'x' * 2000000 }}",
+            "writes 2,000,024 characters for",
+        ),
+        ("{{ 1 / 0 }}", "rejects this conversation: division by zero"),
+        ("{{ messages[9].content }}", "rejects this conversation"),
+        ("{% for i in range(9999999) %}{% endfor %}", "rejects this conversation"),
+    ],
+)
+def test_a_template_that_loops_or_floods_is_stopped(monkeypatch, template, reason):
+    if "not done" in reason:
+        monkeypatch.setattr("ctxaware.chat.RENDERING_SECONDS", 0.2)
+    with pytest.raises(InputError, match=reason):
+        render(make_tokenizer(template), conversation([("the lake is here", "The end.")]))

@@ -94,7 +94,7 @@ def test_kill_9_and_the_same_command_give_the_same_weights(data, tmp_path, metho
         optimizer.write_bytes(optimizer.read_bytes()[:100])
     assert recipe("sft_indicator.py", argv, log) == 0, log.read_text()
     told = log.read_text()
-    assert ("checkpoint-4 is incomplete and passed over" in told) == (method == "lora")
+    assert ("checkpoint-4 is incomplete or damaged, and passed over" in told) == (method == "lora")
     assert f"taking up the run at {killed}/checkpoint-{2 if method == 'lora' else 4}" in told
     assert {path: path.stat().st_mtime_ns for path in (killed / "selection").iterdir()} == first, "scored again"
     assert saved(killed) == saved(whole)

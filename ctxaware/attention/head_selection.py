@@ -9,6 +9,7 @@ import torch
 
 from ctxaware.errors import InputError
 from ctxaware.models import model_fingerprint
+from ctxaware.runs.files import user_path
 
 ALL = "all"
 
@@ -33,7 +34,7 @@ def heads_by_layer(
     if heads == ALL:
         return {layer_idx: torch.ones(n_heads, dtype=torch.bool) for layer_idx in range(n_layers)}
     if isinstance(heads, str | Path):
-        heads = _read(Path(heads).expanduser(), model, name or model.name_or_path)
+        heads = _read(user_path(heads), model, name or model.name_or_path)
     by_layer: dict[int, torch.Tensor] = {}
     for layer_idx, head_idx in heads:
         for what, index, size in (("layer_idx", layer_idx, n_layers), ("head_idx", head_idx, n_heads)):
@@ -53,7 +54,7 @@ def _read(path: Path, model: Any, name: str) -> list[tuple[int, int]]:
         content = json.loads(path.read_text(encoding="utf-8"))
         theirs = content["fingerprint"], content["n_layers"], content["n_heads"]
         pairs = [(head["layer_idx"], head["head_idx"]) for head in content["retrieval_heads"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path} is not a file that `ctxaware heads` writes ({type(error).__name__}: {error}); run it again"
         ) from error

@@ -42,6 +42,16 @@ def check_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
             raise InputError(f"layer_idx must be in 0–{last} for this model, got {layer_idx}", "pass another {layer}")
 
 
+def check_ids(model: PreTrainedModel, input_ids: torch.Tensor) -> None:
+    """Raise `InputError` for a token id that has no row in the model's embedding."""
+    n_rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if n_rows and input_ids.numel() and (largest := int(input_ids.max())) >= n_rows:
+        raise InputError(
+            f"the tokenizer makes token {largest} and the model's embedding has {n_rows} rows; pass the tokenizer that "
+            "the model was trained with"
+        )
+
+
 def attention_mass(
     model: PreTrainedModel, input_ids: torch.Tensor, groups: torch.Tensor, rows: torch.Tensor, layers: Sequence[int]
 ) -> dict[int, torch.Tensor]:
@@ -65,6 +75,7 @@ def attention_mass(
             computed exactly here.
     """
     check_layers(model, layers)
+    check_ids(model, input_ids)
     request = run_forward(model, input_ids, groups, rows, layers)
     if missing := sorted(request.layers - request.masses.keys()):
         raise InputError(f"layers {missing} of this model have no softmax attention; layers that have: {request.seen}")

@@ -25,17 +25,18 @@ def heatmap(
     from ctxaware import plots
     from ctxaware.errors import InputError
     from ctxaware.report import samples
+    from ctxaware.runs.shapes import NUMBER, check_shape
 
     for file in samples.find_samples(path, "nih_ctx"):
         rows, results = file.rows(), file.results()
         if any("recall" not in row for row in rows):
             raise InputError(f"{file.path} holds answers without recall; run the task again without --predict_only")
-        docs = [row["doc"] for row in rows]
+        for row in rows:
+            check_shape(row["recall"], NUMBER, f"{file.path}, recall of document {row['doc_id']}")
         model = results.get("model_name") or file.path.parent.name
         template = f"with{'' if results.get('chat_template') else 'out'} chat template" if results else ""
         plots.recall_heatmap(
-            [doc["context_length"] for doc in docs],
-            [doc["depth_percent"] for doc in docs],
+            *samples.needle_cells(rows, file.path),
             [row["recall"] for row in rows],
             " · ".join(filter(None, [file.task, Path(model).name, template])),
             png := (out or file.path.parent) / f"{file.path.stem}.png",

@@ -1,7 +1,6 @@
 """MT-Bench: `ctxaware mt-bench answer | judge | show`."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from ctxaware.mt_bench.summary import Cell, Difference, Results
 
 INCOMPLETE = 3  # exit code where the table is not whole
-INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 class Indicator(str, Enum):
@@ -183,28 +181,21 @@ def show_command(
 
 @contextlib.contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """`on_progress(done, total)`; what was done before this run is no part of the estimate.
-
-    Ctrl-C ends the run with a line that says how to go on.
-    """
+    """`on_progress(done, total)`; what was done before this run is no part of the estimate."""
     from ctxaware.runs.progress import progress_bar
 
-    try:
-        with contextlib.ExitStack() as stack:
-            advance: Callable[[float, int], None] | None = None
-            seen = 0
+    with contextlib.ExitStack() as stack:
+        advance: Callable[[float, int], None] | None = None
+        seen = 0
 
-            def on_progress(done: int, total: int) -> None:
-                nonlocal advance, seen
-                if advance is None:
-                    advance, seen = stack.enter_context(progress_bar(what, total - done)), done
-                advance(done - seen, 0)
-                seen = done
+        def on_progress(done: int, total: int) -> None:
+            nonlocal advance, seen
+            if advance is None:
+                advance, seen = stack.enter_context(progress_bar(what, total - done)), done
+            advance(done - seen, 0)
+            seen = done
 
-            yield on_progress
-    except KeyboardInterrupt:
-        print("interrupted: what came is kept; run the same command again to go on", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        yield on_progress
 
 
 def _report(outcome: "Outcome", what: str) -> None:

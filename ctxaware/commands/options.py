@@ -48,8 +48,8 @@ def parse_grid(grid: str) -> tuple[int, int]:
     Raises:
         InputError: it is no such text.
     """
-    if not (size := re.fullmatch(r"(\d+)x(\d+)", grid)):
-        raise InputError(f"--grid must be LENGTHSxDEPTHS, such as 20x20, got {grid!r}")
+    if not (size := re.fullmatch(r"(\d{1,9})x(\d{1,9})", grid, re.ASCII)):
+        raise InputError(f"--grid must be LENGTHSxDEPTHS, such as 20x20, got {grid[:60]!r}")
     return int(size[1]), int(size[2])
 
 

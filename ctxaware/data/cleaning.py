@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from ctxaware.data.refusals import is_refusal
+from ctxaware.runs.files import is_text
 
 ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
@@ -50,6 +51,11 @@ def html_to_markdown(text: str) -> str:
     text = re.sub(r"Copy\d+ chars / \d+ words", "", text)
     text = re.sub(r"```(.*?)Copy code\s*```", "", text)
     return text.replace("\n\n\n", "\n").strip()
+
+
+def replace_half_pairs(text: str) -> str:
+    """`text` with U+FFFD for each half of a surrogate pair, and whole pairs as the character they stand for."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def normalise(messages: Iterable, counts: Counter, *, remove_refusals: bool = False) -> list[dict]:
@@ -108,8 +114,8 @@ def _cleaned(messages: Iterable, counts: Counter) -> Iterator[dict]:
         if was_exported and is_html(content):
             content = html_to_markdown(content)
             counts["html_cleaned"] += 1
-        if any("\ud800" <= c <= "\udfff" for c in content):
-            content = content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if not is_text(content):
+            content = replace_half_pairs(content)
             counts["invalid_characters"] += 1
         if not content.strip():
             counts["empty_messages"] += 1

@@ -7,13 +7,15 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ctxaware.errors import InputError
-from ctxaware.runs.files import output_file, sha256_of_file
+from ctxaware.runs.files import is_text, output_file, sha256_of_file
 
 STEM = "conversations"  # of the file that `prepare` and `select` write into their folder
 FORMATS = ("parquet", "jsonl")
 OnShare = Callable[[float], None]  # takes the share of a file that has been read, 0–1
+MAX_DEPTH = 100  # brackets within brackets of a record; a conversation has four
 _ROW_GROUP = 1000  # conversations of one Parquet row group: what is in memory at once
 
 
@@ -83,14 +85,14 @@ def _read_parquet(path: Path, on_share: OnShare | None) -> Iterator[dict]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             n_read = 0
             for batch in file.iter_batches(batch_size=_ROW_GROUP):
                 yield from batch.to_pylist()
                 n_read += batch.num_rows
                 _report(on_share, n_read, file.metadata.num_rows)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is not a whole Parquet file: {error}") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a whole Parquet file: {error}", "get or make it again") from error
 
 
 def _read_json_list(path: Path, on_share: OnShare | None) -> Iterator[dict]:
@@ -101,13 +103,41 @@ def _read_json_list(path: Path, on_share: OnShare | None) -> Iterator[dict]:
         if file.read(3) != b"\xef\xbb\xbf":  # a byte order mark
             file.seek(0)
         try:
-            for record in ijson.items(file, "item", use_float=True):
+            for record in _items(ijson.basic_parse(file, use_float=True)):
                 yield record
                 n_whole += 1
                 if n_whole % _ROW_GROUP == 0:
                     _report(on_share, file.tell(), path.stat().st_size)
-        except (ijson.JSONError, UnicodeDecodeError) as error:
+        except (ijson.JSONError, ValueError) as error:
             raise BrokenFileError(path, n_whole, " ".join(str(error).split())[:80]) from error
+
+
+def _items(events: Iterable[tuple[str, Any]]) -> Iterator[Any]:
+    """The items of a JSON list from its events; `ijson.items` has no bound on brackets within brackets.
+
+    Raises:
+        ValueError: an item is nested deeper than `MAX_DEPTH`.
+    """
+    around: list[tuple[Any, str]] = []  # the list, then the open brackets of an item, each with its current key
+    for event, value in events:
+        if event == "map_key":
+            around[-1] = around[-1][0], value
+            continue
+        if event in ("start_map", "start_array"):
+            if len(around) > MAX_DEPTH:
+                raise ValueError(f"nested deeper than {MAX_DEPTH} brackets")
+            around.append(({} if event == "start_map" else [], ""))
+            continue
+        if event in ("end_map", "end_array"):
+            value, _ = around.pop()
+        if len(around) == 1:
+            yield value
+        elif around:
+            container, key = around[-1]
+            if isinstance(container, dict):
+                container[key] = value
+            else:
+                container.append(value)
 
 
 def _read_jsonl(path: Path, on_share: OnShare | None) -> Iterator[dict]:
@@ -118,12 +148,27 @@ def _read_jsonl(path: Path, on_share: OnShare | None) -> Iterator[dict]:
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:  # RecursionError: thousands of brackets within brackets
                 raise BrokenFileError(path, n_whole, f"line {number}: {error}") from error
+            n_brackets = line.count(b"[") + line.count(b"{")
+            if n_brackets > MAX_DEPTH and _is_deep(record):
+                raise BrokenFileError(path, n_whole, f"line {number}: nested deeper than {MAX_DEPTH} brackets")
             yield record
             n_whole += 1
             if n_whole % _ROW_GROUP == 0:
                 _report(on_share, file.tell(), path.stat().st_size)
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            entry
+            for each in level
+            for entry in (each.values() if isinstance(each, dict) else each)
+            if isinstance(entry, dict | list)
+        ]
+    return bool(level)
 
 
 def _report(on_share: OnShare | None, done: int, total: int) -> None:
@@ -143,7 +188,7 @@ def read_conversations(path: str | Path) -> Iterator[dict]:
         if not isinstance(record, dict) or not isinstance(record.get("messages"), (list, tuple)):
             shape = f"keys {sorted(record)[:5]}" if isinstance(record, dict) else type(record).__name__
             raise InputError(f"{where}: expected an object with id and messages, got {shape}; run ctxaware prepare")
-        if not isinstance(record.get("id"), str):
+        if not isinstance(record.get("id"), str) or not is_text(record["id"]):
             raise InputError(f"{where}: expected id to be text, got {record.get('id')!r}; run ctxaware prepare")
         if record["id"] in seen:
             raise InputError(f"{where}: id {record['id']!r} comes twice; ids must be unique: run ctxaware prepare")
@@ -185,12 +230,17 @@ def write_conversations(
     if kind not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, got {kind!r}")
     path = Path(folder) / f"{STEM}.{kind}"
-    with output_file(path) as beside:
-        if kind == "jsonl":
-            with open(beside, "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(c, ensure_ascii=False) + "\n" for c in conversations)
-        else:
-            _write_parquet(beside, conversations, extra_columns)
+    try:
+        with output_file(path) as beside:
+            if kind == "jsonl":
+                with open(beside, "w", encoding="utf-8") as file:
+                    file.writelines(json.dumps(c, ensure_ascii=False) + "\n" for c in conversations)
+            else:
+                _write_parquet(beside, conversations, extra_columns)
+    except UnicodeEncodeError as error:
+        raise InputError(
+            "a message holds half a surrogate pair, which is no text; ctxaware prepare replaces it"
+        ) from error
     for other in FORMATS:
         if other != kind:
             (path.parent / f"{STEM}.{other}").unlink(missing_ok=True)
@@ -206,6 +256,6 @@ def _write_parquet(path: Path, conversations: Iterable[dict], extra: Sequence[tu
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
     schema = pa.schema([("id", pa.string()), ("messages", pa.list_(message)), *extra])
     rows = iter(conversations)
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
         while group := list(itertools.islice(rows, _ROW_GROUP)):
             writer.write_table(pa.Table.from_pylist(group, schema=schema))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxaware import __version__
-from ctxaware.chat import n_instructions
+from ctxaware.chat import n_instructions, template_errors
 from ctxaware.data.cleaning import COUNTS
 from ctxaware.data.conversations import (
     FORMATS,
@@ -22,6 +22,7 @@ from ctxaware.data.conversations import (
 from ctxaware.data.releases import DATASETS, clean
 from ctxaware.data.sources import HUB, load_from_hub
 from ctxaware.errors import InputError
+from ctxaware.runs.claim import HIDDEN_LOCK, locked
 from ctxaware.runs.files import refuse_own_input, write_json
 from ctxaware.runs.progress import Advance, progress_bar
 
@@ -55,26 +56,26 @@ def prepare_dataset(run: PrepareRun) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     sums: Counter[str] = Counter()
     n_tokens = _token_counter(run.tokenizer)
-    with progress_bar(f"preparing {run.dataset}", 100) as advance:
-        records = _Records(run, advance)
-        if records.file:
-            refuse_own_input(run.out, [run.out, *output_files(run.out)], [Path(run.source), records.file])
+    records = _Records(run)
+    if records.file:
+        refuse_own_input(run.out, [run.out, *output_files(run.out)], [Path(run.source), records.file])
+    with locked(run.out / HIDDEN_LOCK, run.out), progress_bar(f"preparing {run.dataset}", 100) as records.advance:
         conversations = clean(records, run.dataset, counts)
         write_conversations(run.out, _summed(conversations, sums, n_tokens, records), run.kind)
-    statistics = {
-        "dataset": run.dataset,
-        "source": records.source,
-        "revision": run.revision,
-        "records": records.n,
-        "broken_after": records.broken_after,
-        "conversations": sums["conversations"],
-        "instructions": sums["instructions"],
-        "mean_tokens": sums["tokens"] / sums["conversations"] if n_tokens and sums["conversations"] else None,
-        "tokenizer": run.tokenizer,
-        "removed_or_repaired": {name: counts[name] for name in COUNTS},
-        "ctxaware": __version__,
-    }
-    write_json(run.out / STATISTICS, statistics)
+        statistics = {
+            "dataset": run.dataset,
+            "source": records.source,
+            "revision": run.revision,
+            "records": records.n,
+            "broken_after": records.broken_after,
+            "conversations": sums["conversations"],
+            "instructions": sums["instructions"],
+            "mean_tokens": sums["tokens"] / sums["conversations"] if n_tokens and sums["conversations"] else None,
+            "tokenizer": run.tokenizer,
+            "removed_or_repaired": {name: counts[name] for name in COUNTS},
+            "ctxaware": __version__,
+        }
+        write_json(run.out / STATISTICS, statistics)
     return statistics
 
 
@@ -86,7 +87,7 @@ def read_statistics(folder: Path) -> dict[str, Any] | None:
     try:
         statistics = json.loads((folder / STATISTICS).read_bytes())
         is_whole = sum(1 for _ in read_conversations(folder)) == statistics["conversations"]
-    except (OSError, ValueError, TypeError, KeyError):  # an `InputError` is a ValueError
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # an `InputError` is a ValueError
         return None
     return statistics if is_whole else None
 
@@ -99,8 +100,10 @@ def output_files(folder: Path) -> list[Path]:
 class _Records:
     """The records of a release, counted; a broken file ends them where `salvage` allows it."""
 
-    def __init__(self, run: PrepareRun, advance: Advance):
-        self.run, self.advance = run, advance
+    advance: Advance  # of the progress bar
+
+    def __init__(self, run: PrepareRun):
+        self.run = run
         self.n, self.share = 0, 0.0
         self.broken_after: int | None = None
         self.file: Path | None = None
@@ -161,7 +164,8 @@ def _token_counter(name: str | None) -> Callable[[list[dict]], int] | None:
 
     def n_tokens(messages: list[dict]) -> int:
         if tokenizer.chat_template:
-            text = tokenizer.apply_chat_template(messages, tokenize=False)
+            with template_errors():
+                text = tokenizer.apply_chat_template(messages, tokenize=False)
         else:
             text = "\n".join(message["content"] for message in messages)
         return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from ctxaware.data.cleaning import normalise
+from ctxaware.data.cleaning import normalise, replace_half_pairs
 from ctxaware.errors import InputError
 
 
@@ -35,7 +35,8 @@ def _messages(record: dict) -> list | None:
 def _wizardlm(record: dict) -> list | None:
     if "instruction" not in record:
         return _messages(record)
-    instruction = "\n".join(filter(None, [record["instruction"], record.get("input")]))
+    parts = [part for part in (record["instruction"], record.get("input")) if part]
+    instruction = "\n".join(parts) if all(isinstance(part, str) for part in parts) else None
     return [{"role": "user", "content": instruction}, {"role": "assistant", "content": record.get("output")}]
 
 
@@ -96,6 +97,7 @@ _SHAPES = {
 
 def _unique_id(record: dict, dataset: str, number: int, ids: set[str], counts: Counter[str]) -> str:
     given = next((str(record[k]) for k in ("id", "prompt_id", "idx") if record.get(k) is not None), None)
+    given = given and replace_half_pairs(given)
     name = given or f"{dataset}-{number}"
     copy = 1
     while name in ids:

@@ -4,7 +4,7 @@ import logging
 import re
 from typing import TYPE_CHECKING
 
-from ctxaware.errors import InputError
+from ctxaware.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,7 +34,7 @@ def load_from_hub(
     try:
         dataset = datasets.load_dataset(path, name, split=split, revision=revision)
     except (OSError, ValueError, RuntimeError) as error:  # offline, unreachable, unknown name, script data set
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        cause = first_line(error)
         remedy = remedy or f"pass {key}=builtin for the built-in sample, or {key}=/path/to/your/copy"
         raise InputError(
             f"can't load {path} (revision {revision or 'main'}) from the hub: {cause} - {remedy}"

@@ -19,6 +19,8 @@ from ctxaware.harness.settings import NeedleSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+MAX_CELLS = 100_000  # weeks of work for any model
+
 
 def grid_context_lengths(min_context_length: int, max_context_length: int, num: int, reserve: int) -> list[int]:
     """Lengths of haystack-with-needle in tokens: uniform from the minimum to the maximum less `reserve`.
@@ -232,6 +234,10 @@ def needle_documents(settings: NeedleSettings, tokenizer: PreTrainedTokenizerBas
     Raises:
         InputError: a setting is out of range, or the haystack can't be read.
     """
+    if settings.num_context_lengths * settings.num_depths > MAX_CELLS:
+        raise InputError(
+            f"a grid has at most {MAX_CELLS:,} cells, got {settings.num_context_lengths} x {settings.num_depths}"
+        )
     lengths = grid_context_lengths(
         settings.min_context_length, settings.max_context_length, settings.num_context_lengths, settings.reserve
     )

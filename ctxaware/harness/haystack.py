@@ -6,6 +6,7 @@ from pathlib import Path
 from ctxaware.data.sources import BUILTIN, HUB, load_from_hub
 from ctxaware.errors import InputError
 from ctxaware.harness.paths import CORPORA
+from ctxaware.runs.files import is_text, user_path
 
 ESSAYS = {"path": "baber/paul_graham_essays", "split": "train"}  # what the harness's RULER tasks load
 
@@ -24,7 +25,9 @@ def load_haystack(source: str = HUB, revision: str | None = None) -> str:
     if source == HUB:
         texts = load_from_hub("haystack", **ESSAYS, revision=revision)["text"]
     else:
-        texts = _read(CORPORA / "haystack" if source == BUILTIN else Path(source).expanduser())
+        texts = _read(CORPORA / "haystack" if source == BUILTIN else user_path(source))
+    if not all(is_text(text) for text in texts):
+        raise InputError(f"haystack {source!r} holds half a surrogate pair, which is no text; replace it")
     texts = [text.strip() for text in texts if text.strip()]
     if not texts:
         raise InputError(f"haystack {source!r} holds no text; expected at least one non-empty .txt file or JSONL line")
@@ -57,10 +60,15 @@ def _text(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"haystack file {file} is not UTF-8 at byte {error.start}; convert it to UTF-8") from error
+    except OSError as error:  # a folder called x.txt, for one
+        raise InputError(f"haystack file {file} can't be read: {error.strerror}") from error
 
 
 def _line_text(path: Path, number: int, line: str) -> str:
     try:
-        return str(json.loads(line)["text"])
-    except (ValueError, KeyError, TypeError) as error:
+        text = json.loads(line)["text"]
+        if not isinstance(text, str):
+            raise TypeError(f"text is {type(text).__name__}")
+        return text
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f'haystack {path}, line {number}: expected a JSON object with "text" ({error})') from error

@@ -3,12 +3,14 @@
 import contextlib
 import functools
 import json
+import os
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
-from ctxaware.errors import InputError, print_error
+from ctxaware.errors import InputError, first_line, print_error
 
 
 def _in_evaluation(name: str) -> Any | None:
@@ -34,6 +36,14 @@ def uses_chat_template() -> bool | None:
     """Whether the evaluation that this is called from applies the chat template; None outside an evaluation."""
     is_applied = _in_evaluation("apply_chat_template")
     return None if is_applied is None else bool(is_applied)
+
+
+def asked_examples() -> int:
+    """`num_fewshot` of the evaluation that this is called from; 0 where it is not given, or outside one.
+
+    The harness ignores it for a task that has a number of its own.
+    """
+    return int(_in_evaluation("num_fewshot") or 0)
 
 
 @contextlib.contextmanager
@@ -76,9 +86,8 @@ def own_tokenizer(lm: Any | None, is_optional: bool = False) -> Any | None:
     except (OSError, ValueError) as error:
         if is_optional:
             return None
-        cause = str(error).splitlines()[0]
         raise InputError(
-            f"can't load the tokenizer of this back end: {cause} - name another in metadata: tokenizer"
+            f"can't load the tokenizer of this back end: {first_line(error)} - name another in metadata: tokenizer"
         ) from error
     return tokenizer if hasattr(tokenizer, "is_fast") else None
 
@@ -133,6 +142,7 @@ def answers_cached_as_json() -> Iterator[None]:
         def __init__(self, lm: Any, cache_db: str) -> None:
             from sqlitedict import SqliteDict
 
+            _check_database(cache_db)
             super().__init__(lm, cache_db)
             self.dbdict.close()
             decode = functools.partial(_read_answer, cache_db)
@@ -144,6 +154,21 @@ def answers_cached_as_json() -> Iterator[None]:
         yield
     finally:
         model.CachingLM = harness_own
+
+
+def _check_database(cache_db: str) -> None:
+    """Raise `InputError` for a file that is damaged or no database; the library would only log that in its thread."""
+    if not os.path.exists(cache_db):
+        return
+    with contextlib.closing(sqlite3.connect(cache_db)) as database:
+        try:
+            (answer,) = next(database.execute("PRAGMA quick_check"))
+        except sqlite3.OperationalError:  # no permission, most often
+            raise
+        except sqlite3.DatabaseError as error:
+            answer = str(error)
+    if answer != "ok":
+        raise InputError(f"the cache of answers {cache_db} is damaged ({answer}); remove it and run again")
 
 
 def _read_answer(cache_db: str, value: Any) -> Any:

@@ -14,6 +14,7 @@ from ctxaware.data.sources import BUILTIN, HUB, load_from_hub
 from ctxaware.errors import InputError
 from ctxaware.harness.paths import CORPORA
 from ctxaware.harness.prompts import PASSAGE_PIECES, PASSAGE_QUESTION, ULTRACHAT
+from ctxaware.runs.files import is_text, user_path
 
 
 class Node:
@@ -45,26 +46,33 @@ class Node:
             raise InputError(f"{self.where}: expected a list, got {_short(self.value)}")
 
     def text(self) -> str:
-        if not isinstance(self.value, str):
+        if not isinstance(self.value, str) or not is_text(self.value):
             raise InputError(f"{self.where}: expected text, got {_short(self.value)}")
         return self.value
 
+    def word(self) -> str:
+        """A text, or a number as text."""
+        return str(self.value) if isinstance(self.value, int | float) else self.text()
+
     def texts(self) -> list[str]:
         """A list of texts (numbers count as text)."""
-        return [str(node.value) if isinstance(node.value, int | float) else node.text() for node in self.items()]
+        return [node.word() for node in self.items()]
 
 
 def _short(value: Any) -> str:
-    text = f"keys {list(value)[:5]}" if isinstance(value, dict) else repr(value)
+    try:
+        text = f"keys {list(value)[:5]}" if isinstance(value, dict) else ascii(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} nested thousands deep"
     return text if len(text) < 80 else text[:77] + "…"
 
 
-def _doc(idx: Any, context: str, question: str, answers: list[str]) -> dict:
-    return {"id": str(idx), "context": context, "question": question, "answers": list(dict.fromkeys(answers))}
+def _doc(idx: Node, context: str, question: str, answers: list[str]) -> dict:
+    return {"id": idx.word(), "context": context, "question": question, "answers": list(dict.fromkeys(answers))}
 
 
 def _squad_hub(row: Node) -> dict:
-    return _doc(row["id"].value, row["context"].text(), row["question"].text(), row["answers"]["text"].texts())
+    return _doc(row["id"], row["context"].text(), row["question"].text(), row["answers"]["text"].texts())
 
 
 def _squad_release(root: Node) -> Iterator[dict]:
@@ -74,7 +82,7 @@ def _squad_release(root: Node) -> Iterator[dict]:
                 answers = [answer["text"].text() for answer in qa["answers"].items()]
                 if qa.get("is_impossible"):
                     continue
-                yield _doc(qa["id"].value, paragraph["context"].text(), qa["question"].text(), answers)
+                yield _doc(qa["id"], paragraph["context"].text(), qa["question"].text(), answers)
 
 
 def _quac_passage(title: Node, background: Node | None, context: Node) -> str:
@@ -90,7 +98,7 @@ def _quac_hub(row: Node) -> dict:
     passage = _quac_passage(row["wikipedia_page_title"], _optional(row, "background"), row["context"])
     answers = row["answers"]  # a dict of lists, or a list of dicts: both forms of a sequence are about
     golds = _first(answers["texts"]) if isinstance(answers.value, dict) else _first(answers)["texts"]
-    return _doc(row["dialogue_id"].value, passage, _first(row["questions"]).text(), golds.texts())
+    return _doc(row["dialogue_id"], passage, _first(row["questions"]).text(), golds.texts())
 
 
 def _first(node: Node) -> Node:
@@ -106,7 +114,7 @@ def _quac_release(root: Node) -> Iterator[dict]:
             passage = _quac_passage(article["title"], _optional(article, "background"), dialog["context"])
             first = _first(dialog["qas"])
             answers = [answer["text"].text() for answer in first["answers"].items()]
-            yield _doc(dialog.get("id") or first["id"].value, passage, first["question"].text(), answers)
+            yield _doc(_optional(dialog, "id") or first["id"], passage, first["question"].text(), answers)
 
 
 def _drop_golds(answer: Node) -> list[str]:
@@ -115,23 +123,21 @@ def _drop_golds(answer: Node) -> list[str]:
     if answer.get("spans"):
         return answer["spans"].texts()
     if answer.get("number") not in (None, ""):
-        return [str(answer["number"].value)]
+        return [answer["number"].word()]
     date = _optional(answer, "date") or Node({}, answer.where)
     date.check_object("day, month or year")
-    return [" ".join(str(date.get(part)) for part in ("day", "month", "year") if date.get(part))]
+    return [" ".join(date[part].word() for part in ("day", "month", "year") if date.get(part))]
 
 
 def _drop_hub(row: Node) -> dict:
     golds = _drop_golds(row["answer"]) if row.get("answer") else row["answers_spans"]["spans"].texts()
-    return _doc(row["query_id"].value, row["passage"].text(), row["question"].text(), golds)
+    return _doc(row["query_id"], row["passage"].text(), row["question"].text(), golds)
 
 
 def _drop_release(root: Node) -> Iterator[dict]:
     for passage in root.items():
         for qa in passage["qa_pairs"].items():
-            yield _doc(
-                qa["query_id"].value, passage["passage"].text(), qa["question"].text(), _drop_golds(qa["answer"])
-            )
+            yield _doc(qa["query_id"], passage["passage"].text(), qa["question"].text(), _drop_golds(qa["answer"]))
 
 
 @dataclass(frozen=True)
@@ -201,7 +207,7 @@ def load_reading(name: str, source: str = HUB, data_revision: str | None = None)
         rows = load_from_hub("source", **{**dataset.hub, **({"revision": data_revision} if data_revision else {})})
         docs = [dataset.from_hub(Node(row, f"{dataset.hub['path']}[{n}]")) for n, row in enumerate(rows)]
     else:
-        path = CORPORA / f"{name}_sample.json" if source == BUILTIN else Path(source).expanduser()
+        path = CORPORA / f"{name}_sample.json" if source == BUILTIN else user_path(source)
         docs = list(_read(dataset, path))
     docs = [doc for doc in docs if any(answer.strip() for answer in doc["answers"])]  # no gold: not answerable
     if not docs:
@@ -233,7 +239,11 @@ def _read(dataset: ReadingDataset, path: Path) -> Iterator[dict]:
 def _parse(text: str, path: Path, line: int | None = None) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except RecursionError as error:
+        raise InputError(f"{path} is nested thousands deep; fetch the file again") from error
+    except ValueError as error:
+        if not isinstance(error, json.JSONDecodeError):  # a number of thousands of digits
+            raise InputError(f"{path} can't be read: {error}; fetch the file again") from error
         where = f"line {line or error.lineno}, column {error.colno}"
         raise InputError(
             f"{path} is not whole JSON: it breaks at {where} ({error.msg}); fetch the file again"

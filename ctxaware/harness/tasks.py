@@ -20,7 +20,7 @@ from ctxaware.data.sources import resolved_revisions
 from ctxaware.errors import InputError
 from ctxaware.harness import reading
 from ctxaware.harness.grid import needle_documents
-from ctxaware.harness.internals import is_chat_endpoint, one_line_in_lm_eval, running_model
+from ctxaware.harness.internals import asked_examples, is_chat_endpoint, one_line_in_lm_eval, running_model
 from ctxaware.harness.needles import load_needle
 from ctxaware.harness.prompts import PROMPT_TEMPLATES, user_prompt
 from ctxaware.harness.settings import NeedleSettings, ReadingSettings, resolve
@@ -138,6 +138,11 @@ class ContextTask(ConfigurableTask):
                 raise InputError(
                     f"{self.config.task}: the harness's request cache ignores settings and would send another run's "
                     "prompts; leave out cache_requests (use_cache is fine)"
+                )
+            if n_examples := asked_examples():
+                raise InputError(
+                    f"{self.config.task}: the prompts of this task have no examples, and num_fewshot asks for "
+                    f"{n_examples}; leave it out, or run tasks with examples by themselves"
                 )
             self._check_steering()
             self._keep_greedy(self.config.generation_kwargs)

@@ -10,7 +10,7 @@ import torch
 from lm_eval.models.utils import resolve_max_length
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from ctxaware.chat import special_token_pattern
+from ctxaware.chat import special_token_pattern, template_errors
 from ctxaware.errors import InputError
 from ctxaware.mt_bench.calls import CallFailed, Reply
 
@@ -130,12 +130,8 @@ class LocalModel:
         return results
 
     def _prompt(self, messages: list[dict]) -> list[int]:
-        from jinja2.exceptions import TemplateError
-
-        try:
+        with template_errors():
             text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        except (TemplateError, ArithmeticError, TypeError, KeyError, IndexError, RecursionError) as error:
-            raise InputError(f"the chat template rejects a two-turn conversation: {error}") from error
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes its own
         n_rows = self.model.get_input_embeddings().weight.shape[0]
         if max(ids, default=0) >= n_rows:

@@ -3,6 +3,8 @@
 import math
 from typing import Any, TypeGuard
 
+from ctxaware.runs.files import is_text
+
 MIN_RATING, MAX_RATING = 1, 10  # what FastChat's judge prompts ask for
 
 AnswerKey = tuple[int | str]  # question id
@@ -70,13 +72,7 @@ def is_texts(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> TypeGuard[str]:
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
-        return False
-    return True
+    return isinstance(value, str) and is_text(value)
 
 
 def _text(row: dict[str, Any], name: str) -> str:

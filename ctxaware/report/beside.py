@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ctxaware import plots
-from ctxaware.intervals import Interval
 from ctxaware.mt_bench.summary import Results
 from ctxaware.report import pictures
 from ctxaware.report.allocation import summary
 from ctxaware.report.auto import table as auto_table
 from ctxaware.report.collect import Found, Training
 from ctxaware.report.page import Section
+from ctxaware.report.stored import interval_of
 from ctxaware.report.tables import Cell, Table, table_3, title_of
 from ctxaware.scores.threshold import DEFAULT_THRESHOLD, TABLE_THRESHOLDS, above_threshold
 
@@ -56,7 +56,7 @@ def steering(collected: Found) -> Section:
     for name, of in collected.steering.items():
         tasks = list(dict.fromkeys(task for by_task in of["scores"].values() for task in by_task))
         rows: list[tuple[Cell, ...]] = [
-            (title, *(Interval(**by_task[task]) if task in by_task else None for task in tasks))
+            (title, *(interval_of(by_task[task]) if task in by_task else None for task in tasks))
             for title, by_task in of["scores"].items()
         ]
         note = "α is chosen on half of the cells and reported on the other half. 95% intervals."

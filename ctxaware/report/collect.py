@@ -11,9 +11,11 @@ from ctxaware.mt_bench.summary import Results
 from ctxaware.report.allocation.table import ModelShares
 from ctxaware.report.allocation.table import read as read_attention
 from ctxaware.report.samples import SampleFile, TaskRun, find_samples, read_task
+from ctxaware.report.stored import read_heads, read_probes, read_selection, read_steering
 from ctxaware.report.tables import INDICATOR_SUFFIX
 from ctxaware.runs.claim import CONFIGURATION, RUN
 from ctxaware.runs.files import read_json
+from ctxaware.runs.shapes import check_shape
 from ctxaware.scores.table import Scores, read_scores
 from ctxaware.training.checkpoints import DATA, WATCH
 
@@ -207,23 +209,25 @@ def _read_other(run: str, root: Path, path: Path, collected: Found) -> None:
     """Whatever is no evaluation; a file of another kind is passed over."""
     name = run if path.parent == root or path == root else f"{run}, {path.parent.relative_to(root)}"
     try:
-        if path.name == STATISTICS and "share_above" in (content := read_json(path)):
-            _put(collected.selections, name, content)
+        if path.name == STATISTICS and "share_above" in read_json(path):
+            _put(collected.selections, name, read_selection(path))
         elif path.suffix == ".parquet":
             _read_parquet(run if path == root else f"{run}, {path.relative_to(root)}", path, collected)
         elif path.parent.name == "model_judgment" and path.name.endswith("_single.manifest.json"):
-            judge = read_json(path)[CONFIGURATION]["judge_model"]
+            content = read_json(path)
+            check_shape(content, {CONFIGURATION: {"judge_model": str}}, str(path))
+            judge = content[CONFIGURATION]["judge_model"]
             _put(collected.ratings, f"{run}, judged by {judge}", Results(path.parent.parent, judge))
         elif path.name == RUN:
             configuration = read_json(path).get(CONFIGURATION)
             if isinstance(configuration, dict) and "base_weights" in configuration:  # else of gap, steer or score
                 collected.trainings.append(Training(name, configuration, _watch(path)))
         elif path.name == WATCH and not path.with_name(RUN).is_file():
-            collected.trainings.append(Training(name, {}, read_json(path)))
-        elif path.name.endswith(HEADS) and {"retrieval_heads", "ranking"} <= (content := read_json(path)).keys():
-            _put(collected.heads, name, content)
+            collected.trainings.append(Training(name, {}, read_probes(path)))
+        elif path.name.endswith(HEADS) and {"retrieval_heads", "ranking"} <= read_json(path).keys():
+            _put(collected.heads, name, read_heads(path))
         elif path.name == STEERING:
-            _put(collected.steering, name, read_json(path))
+            _put(collected.steering, name, read_steering(path))
         elif path.name == AUTO:
             _put(collected.auto, name, read_json(path))
     except TwoOfOneName:
@@ -241,16 +245,17 @@ def _put(mapping: dict, name: str, value: Any) -> None:
 
 def _watch(run: Path) -> dict | None:
     path = run.with_name(WATCH)
-    return read_json(path) if path.is_file() else None
+    return read_probes(path) if path.is_file() else None
 
 
 def _read_parquet(name: str, path: Path, collected: Found) -> None:
     """A file of scores or of shares of attention; other Parquet is passed over."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         columns = set(pq.read_schema(path).names)
-    except (OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path} is no whole Parquet file ({error}); make it again") from error
     if {"conversation_id", "turn", "score", "user_tokens"} <= columns:
         _put(collected.scores, name, read_scores(path))

@@ -52,7 +52,7 @@ def make_report(
         _over_seeds(evaluations, ratings, left_out),
         _compared(evaluations, max_drop, confidence, n_flips),
         _templates(evaluations),
-        _heatmaps(evaluations),
+        _heatmaps(evaluations, left_out),
         _ablation(evaluations, ratings),
         beside.attention(collected),
         beside.steering(collected),
@@ -199,12 +199,16 @@ def _without_template(name: str) -> str:
     return name.removesuffix(", with template").removesuffix(", without template")
 
 
-def _heatmaps(evaluations: list[Evaluation]) -> Section:
+def _heatmaps(evaluations: list[Evaluation], left_out: list[str]) -> Section:
     section = Section("needles", "Needle in a haystack, by context length and depth")
     for evaluation in evaluations:
         for task, run in evaluation.tasks.items():
-            if _is_needle(task):
+            if not _is_needle(task):
+                continue
+            try:
                 section.pictures.append(pictures.heatmap(evaluation.name, run))
+            except InputError as error:
+                left_out.append(str(error))
     if section.pictures:
         section.paragraphs.append("All pictures have one scale, from 0 (dark) to 1 (bright).")
     return section

@@ -1,13 +1,39 @@
 """Tasks of the harness on a model at hand, the files of each in a folder that is there whole or not at all."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ctxaware.errors import InputError
 from ctxaware.harness.internals import answers_cached_as_json
 from ctxaware.harness.paths import tasks_folder
+from ctxaware.harness.settings import OUR_KEYS
 from ctxaware.report.samples import TaskRun, find_samples, read_task
-from ctxaware.runs.files import remove_unfinished, whole_folder
+from ctxaware.runs.files import whole_folder
+
+
+def check_batch_size(batch_size: str) -> None:
+    """Raise `InputError` for a batch size that is neither a number from 1 on nor `auto`."""
+    if not re.fullmatch(r"auto(:\d{1,6})?|[1-9]\d{0,8}", batch_size, re.ASCII):
+        raise InputError(f"batch_size must be a number from 1 on, or auto, got {batch_size[:60]!r}")
+
+
+def refuse_own_arguments(model_args: Mapping[str, Any], *more: str) -> None:
+    """Refuse arguments of a back end that a run sets by itself: they would win, and the results bear another name.
+
+    Args:
+        model_args: what a user passes on to the back end.
+        more: names that the run sets besides the model, its batch size and device, and the tasks' settings.
+
+    Raises:
+        InputError: one of them is there.
+    """
+    if ours := sorted({"pretrained", "batch_size", "device", *OUR_KEYS, *more} & model_args.keys()):
+        raise InputError(
+            f"{', '.join(ours)} can't stand among the model's arguments: the run sets its own",
+            "take it out of {model_args}; an option of its own may set it",
+        )
 
 
 def run_tasks(
@@ -55,19 +81,37 @@ def run_tasks(
     samples = results.pop("samples")
     for task, folder in folders.items():
         of_task = {key: {task: part[task]} if _is_by_task(part, task) else part for key, part in results.items()}
-        remove_unfinished(folder)
         with whole_folder(folder) as unfinished:
             tracker.output_path = str(unfinished)
             tracker.save_results_aggregated(results=of_task, samples={task: samples[task]})
             tracker.save_results_samples(task_name=task, samples=samples[task])
-            find_samples(unfinished, task)  # the tracker only logs a failure to write
+            _check_whole(unfinished, task, folder)
 
 
 def _is_by_task(part: Any, task: str) -> bool:
     return isinstance(part, dict) and task in part
 
 
+def _check_whole(unfinished: Path, task: str, folder: Path) -> None:
+    """The harness only logs a failure to write: a full disk leaves half a file."""
+    try:
+        read_run(unfinished, task)
+    except InputError as error:
+        raise InputError(
+            f"{folder} can't be written whole ({error.message})", "make room, then run the same command again"
+        ) from error
+
+
 def read_run(folder: Path, task: str) -> TaskRun:
-    """What `run_tasks` left in `folder`."""
-    (file,) = find_samples(folder, task)
-    return read_task(file)
+    """What `run_tasks` left in `folder`.
+
+    Raises:
+        InputError: it is not whole.
+    """
+    try:
+        files = find_samples(folder, task)
+        if len(files) > 1:
+            raise InputError(f"{folder} has several sample files")
+        return read_task(files[0])
+    except InputError as error:
+        raise InputError(error.message, f"remove {folder}, then run the same command again") from error

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctxaware.errors import InputError
+from ctxaware.errors import InputError, first_line
 from ctxaware.intervals import DIFFERENCE, Interval, mean_interval
 from ctxaware.models import model_fingerprint
 from ctxaware.plots import scores_and_effects
-from ctxaware.report.evaluation import read_run, run_tasks
+from ctxaware.report.evaluation import check_batch_size, read_run, refuse_own_arguments, run_tasks
 from ctxaware.report.samples import TaskRun, cluster
 from ctxaware.report.tables import Table, mean_score
 from ctxaware.runs.claim import LOCK, RUN, claim, locked
@@ -87,6 +87,8 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.models:
             raise InputError("nothing to compare", "pass {instruct}, {base}, or both")
+        check_batch_size(self.batch_size)
+        refuse_own_arguments(self.model_args)
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown or not self.tasks:
             raise InputError(
@@ -168,13 +170,15 @@ def _load(plan: Plan, model: str) -> Any:
 
     from ctxaware.harness.model import ContextLM
 
-    kind = ContextLM if plan.backend == "hf" else get_model(plan.backend)
     here = "cuda" if torch.cuda.is_available() else "cpu"
     more = {"batch_size": plan.batch_size, "device": plan.device or (here if plan.backend == "hf" else None)}
     try:
+        kind = ContextLM if plan.backend == "hf" else get_model(plan.backend)
         return kind.create_from_arg_obj(plan.arguments(model), more)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"can't load the {model} model {plan.models[model]}: {str(error).splitlines()[0]}") from error
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, ImportError, RuntimeError, AssertionError) as error:
+        raise InputError(f"can't load the {model} model {plan.models[model]}: {first_line(error)}") from error
 
 
 def _evaluate(lm: Any, plan: Plan, together: list[Cell], task: str, out: Path) -> None:

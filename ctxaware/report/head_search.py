@@ -25,7 +25,8 @@ from ctxaware.harness.prompts import PROMPT_TEMPLATES, render_prompt, tokenize_p
 from ctxaware.harness.settings import NeedleSettings
 from ctxaware.models import choose_dtype, load_model, load_tokenizer, model_fingerprint
 from ctxaware.plots import layer_head_map
-from ctxaware.runs.files import write_json
+from ctxaware.runs.claim import locked
+from ctxaware.runs.files import remove_unfinished, write_json
 from ctxaware.runs.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -127,14 +128,19 @@ def find_heads(name: str, settings: NeedleSettings, dtype: str, out: Path) -> di
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(name)
     needle_documents(settings, tokenizer)  # a wrong setting shows before weights are loaded
-    model = load_model(name, None, choose_dtype(dtype, device), device)
-    search = search_heads(model, tokenizer, settings)
+    with locked(out.with_name(f".{out.name}.lock"), out):
+        remove_unfinished(out.with_suffix(".png"))
+        model = load_model(name, None, choose_dtype(dtype, device), device)
+        return _write(search_heads(model, tokenizer, settings), name, bool(tokenizer.chat_template), settings, out)
+
+
+def _write(search: HeadSearch, name: str, with_template: bool, settings: NeedleSettings, out: Path) -> dict[str, Any]:
     content = {
         "model": name,
         "fingerprint": model_fingerprint(name),
         "n_layers": len(search.layers),
         "n_heads": search.attention.user.shape[2],
-        "with_template": bool(tokenizer.chat_template),
+        "with_template": with_template,
         "settings": dataclasses.asdict(settings),
         "n_prompts": len(search.attention.user),
         **describe(search),

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from ctxaware import plots
-from ctxaware.intervals import Interval, mean_interval
+from ctxaware.intervals import mean_interval
 from ctxaware.mt_bench.summary import Results
 from ctxaware.report.allocation.pictures import allocation_bars, change_bars
 from ctxaware.report.allocation.summary import TITLES, in_words
 from ctxaware.report.collect import Training
-from ctxaware.report.samples import TaskRun
+from ctxaware.report.samples import TaskRun, needle_cells
+from ctxaware.report.stored import interval_of
 from ctxaware.scores import pictures as of_scores
 from ctxaware.scores.layers import disagreement
 from ctxaware.scores.table import Scores
@@ -77,10 +78,9 @@ def _means(pairs: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
 def heatmap(name: str, run: TaskRun) -> Picture:
     """Recall by context length and depth of one evaluation; all are on one scale, 0 to 1."""
     scores = run.scores()
-    cells = [
-        (row["doc"]["context_length"], row["doc"]["depth_percent"], scores[row["doc_id"]]) for row in run.of_metric()
-    ]
-    lengths, depths, recalls = zip(*cells, strict=True)
+    lengths, depths = needle_cells(run.of_metric(), run.file.path)
+    recalls = [scores[row["doc_id"]] for row in run.of_metric()]
+    cells = list(zip(lengths, depths, recalls, strict=True))
     by_length = _means((length, recall) for length, _, recall in cells)
     by_depth = _means((depth, recall) for _, depth, recall in cells)
     alt = (
@@ -181,9 +181,9 @@ def attention(name: str, summaries: Mapping[str, Any]) -> list[Picture]:
 
 def steering(name: str, of: Mapping[str, Any]) -> Picture:
     """Recall by α on the half of the grid on which it was chosen, and what was reported of the other."""
-    curve = {float(alpha): Interval(**interval) for alpha, interval in of["curve"].items()}
+    curve = {float(alpha): interval_of(interval) for alpha, interval in of["curve"].items()}
     (needle,) = [task for task in of["differences"] if task.startswith("nih_ctx")]
-    reported = {title: Interval(**by_task[needle]) for title, by_task in of["scores"].items() if needle in by_task}
+    reported = {title: interval_of(by_task[needle]) for title, by_task in of["scores"].items() if needle in by_task}
     means = ", ".join(f"{alpha:g} {interval.mean:.3f}" for alpha, interval in curve.items())
     alt = f"Recall by α on the cells on which it was chosen: {means}. Chosen: {of['alpha']:g}."
     title = f"{Path(of['plan']['model']).name}, {needle}"

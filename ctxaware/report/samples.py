@@ -7,14 +7,17 @@ of its documents, prompts and targets add up to the one that the results file re
 import hashlib
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ctxaware.errors import InputError
+from ctxaware.runs.shapes import NUMBER, Maybe, check_shape
 
 _NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d\-.]+)\.jsonl")
+_RESULTS = {"config": Maybe(dict), "model_name": Maybe(str)}  # besides what is of each task
+AGAIN = "run the task again"
 PASSAGE_FIELDS = ("context", "passage", "article", "story")  # where data sets keep the text that questions are about
 
 
@@ -38,7 +41,7 @@ class SampleFile:
             if line:
                 rows.append(_parse(line, f"{self.path}, line {number}"))
         if not rows:
-            raise InputError(f"{self.path} is empty; run the task again")
+            raise InputError(f"{self.path} is empty", AGAIN)
         results = self.results()
         _check_documents(self, rows, results)
         _check_hashes(self, rows, results)
@@ -140,6 +143,21 @@ def cluster(row: dict) -> tuple[str, str]:
     return "question", str(row.get("doc_hash", row["doc_id"]))
 
 
+def needle_cells(rows: Sequence[dict], path: Path) -> tuple[list[int], list[float]]:
+    """Context length and depth of each sample of a needle grid.
+
+    Args:
+        rows: of a sample file.
+        path: the file, named in the error.
+
+    Raises:
+        InputError: one has none.
+    """
+    for row in rows:
+        check_shape(row.get("doc"), {"context_length": int, "depth_percent": NUMBER}, f"{path}, doc {row['doc_id']}")
+    return [row["doc"]["context_length"] for row in rows], [row["doc"]["depth_percent"] for row in rows]
+
+
 def find_samples(path: Path, task_prefix: str = "") -> list[SampleFile]:
     """Sample files of tasks whose name starts with `task_prefix`: `path` itself, or all below a folder.
 
@@ -185,6 +203,8 @@ def read_task(file: SampleFile) -> TaskRun:
             f"{file.path} has no {file.results_path.name} beside it, so nothing says whether it is whole; "
             "keep the files of a run together"
         )
+    check_shape(results, _RESULTS, str(file.results_path))
+    check_shape(_of_task(results, "configs", file.task), Maybe({"metadata": Maybe(dict)}), str(file.results_path))
     return TaskRun(file, rows, results)
 
 
@@ -208,7 +228,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 at byte {error.start}; run the task again") from error
+        raise InputError(f"{path} is not UTF-8 at byte {error.start}", AGAIN) from error
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
 
@@ -218,9 +238,9 @@ def _parse(text: str, where: str) -> dict:
         value = json.loads(text)
     except (json.JSONDecodeError, RecursionError, ValueError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else "too deep or too large"
-        raise InputError(f"{where}: not whole JSON ({reason}); run the task again") from error
+        raise InputError(f"{where}: not whole JSON ({reason})", AGAIN) from error
     if not isinstance(value, dict):
-        raise InputError(f"{where}: expected a JSON object, got {type(value).__name__}; run the task again")
+        raise InputError(f"{where}: expected a JSON object, got {type(value).__name__}", AGAIN)
     return value
 
 
@@ -243,13 +263,13 @@ def _check_documents(file: SampleFile, rows: list[dict], results: dict) -> None:
             raise InputError(f"{file.path}: a line has doc_id {number!r}, expected the number of a document")
         seen = by_filter.setdefault(_filter(row), set())
         if number in seen:
-            raise InputError(f"{file.path} has document {number} twice; run the task again")
+            raise InputError(f"{file.path} has document {number} twice", AGAIN)
         seen.add(number)
     if not results:
         return
     counts = _of_task(results, "n-samples", file.task)
     if not isinstance(counts, dict) or not isinstance(counts.get("effective"), int):
-        raise InputError(f"{file.results_path} does not say how many documents {file.task} has; run the task again")
+        raise InputError(f"{file.results_path} does not say how many documents {file.task} has", AGAIN)
     expected = counts["effective"]
     for name, seen in by_filter.items():
         if len(seen) != expected:
@@ -258,8 +278,8 @@ def _check_documents(file: SampleFile, rows: list[dict], results: dict) -> None:
             which = f", without {', '.join(map(str, missing))} …" if missing else ""
             filtered = f" of filter {name}" if len(by_filter) > 1 else ""
             raise InputError(
-                f"{file.path} has {len(seen)} documents{filtered}{which}; {file.results_path.name} counts {expected}; "
-                "run the task again"
+                f"{file.path} has {len(seen)} documents{filtered}{which}; {file.results_path.name} counts {expected}",
+                AGAIN,
             )
 
 

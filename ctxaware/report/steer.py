@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctxaware.errors import InputError
+from ctxaware.errors import InputError, first_line
 from ctxaware.intervals import Interval
 from ctxaware.report.compare import pair
-from ctxaware.report.evaluation import read_run, run_tasks
+from ctxaware.report.evaluation import check_batch_size, read_run, refuse_own_arguments, run_tasks
 from ctxaware.report.samples import TaskRun
 from ctxaware.report.tables import Table, mean_score, table_1
 from ctxaware.runs.claim import LOCK, RUN, claim, locked
-from ctxaware.runs.files import write_json, write_text
+from ctxaware.runs.files import user_path, write_json, write_text
 
 NEEDLE_TASKS = ("nih_ctx", "nih_ctx_prefix")
 READING_TASKS = ("squad_contain", "quac_contain", "drop_contain")
@@ -80,8 +80,8 @@ class Plan:
             raise InputError("α = 1 is no steering, which is the baseline and always run; leave it out")
         if self.settings["num_context_lengths"] * self.settings["num_depths"] < 2:
             raise InputError("the grid must have two cells or more: one half chooses α, the other is reported")
-        if ours := sorted({"pretrained", "steer_alpha", "steer_heads"} & self.model_args.keys()):
-            raise InputError(f"{', '.join(ours)} can't stand among the model's arguments: each run sets its own")
+        check_batch_size(self.batch_size)
+        refuse_own_arguments(self.model_args, "steer_alpha", "steer_heads")
 
     @property
     def needle_tasks(self) -> list[str]:
@@ -103,7 +103,7 @@ class Plan:
         """All that could change the results."""
         from ctxaware.models import model_fingerprint
 
-        path = Path(self.heads).expanduser()
+        path = user_path(self.heads)
         return {
             **dataclasses.asdict(self),
             "fingerprint": model_fingerprint(self.model),
@@ -150,8 +150,8 @@ class _Runner:
             return ContextLM.create_from_arg_obj(self.plan.arguments, more)
         except InputError:
             raise
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"can't load {self.plan.model}: {str(error).splitlines()[0]}") from error
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
+            raise InputError(f"can't load {self.plan.model}: {first_line(error)}") from error
 
     def run(self, condition: Condition, task: str, half: str | None = None) -> TaskRun:
         """One task in one condition, on all documents or a half."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctxaware.errors import InputError
-from ctxaware.runs.files import write_json
+from ctxaware.runs.files import remove_unfinished, write_json
 from ctxaware.runs.processes import on_main
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RUN = "run.json"  # the manifest's usual name in an output folder
 LOCK = "lock"
+HIDDEN_LOCK = ".lock"  # in a folder of data, which has no manifest: it is written anew each time
 CONFIGURATION = "configuration"  # its key for all that could change the result
 _SHORT = 60  # characters shown of a value
 
@@ -129,7 +130,7 @@ def _short(value: Any) -> str:
 
 @contextlib.contextmanager
 def locked(file: Path, output: Path, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of an output: no second process can.
+    """Hold the lock of an output: no second process can. What a killed one left half-written there is removed.
 
     The system frees the lock when the process ends, whatever ends it. The file stays: removing it would let two
     processes lock two files of the same name.
@@ -142,6 +143,13 @@ def locked(file: Path, output: Path, wait: bool = False) -> Iterator[None]:
     Raises:
         InputError: another process holds it, or the file can't be made.
     """
+    with _acquired(file, output, wait):
+        remove_unfinished(output)
+        yield
+
+
+@contextlib.contextmanager
+def _acquired(file: Path, output: Path, wait: bool = False) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(file, blocking=wait)
@@ -182,12 +190,14 @@ def locked_by_all(folder: Path, output: Path, state: "PartialState") -> Iterator
     with contextlib.ExitStack() as held:
 
         def lock_first() -> None:
-            held.enter_context(locked(folder / LOCK, output))
+            held.enter_context(_acquired(folder / LOCK, output))
             for other in folder.glob(f"{LOCK}-*"):  # free, or of a process whose main process is gone
-                with locked(other, output):
+                with _acquired(other, output):
                     pass
+            remove_unfinished(folder)
+            remove_unfinished(output)
 
         on_main(state, lock_first)
         if not state.is_main_process:
-            held.enter_context(locked(folder / f"{LOCK}-{state.process_index}", output))
+            held.enter_context(_acquired(folder / f"{LOCK}-{state.process_index}", output))
         yield

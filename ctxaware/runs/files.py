@@ -1,6 +1,7 @@
 """Files and folders that are there whole or not at all."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -12,12 +13,14 @@ from typing import Any
 
 from ctxaware.errors import InputError
 
+UNFINISHED = ".unfinished"  # ends the name of what is being written
+
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; flushed to disk and renamed to `path` at the end, removed on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(UNFINISHED, f".{path.name}.", path.parent)
     os.close(handle)
     unfinished = Path(name)
     try:
@@ -37,7 +40,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Where another process was first, its folder stays and ours is dropped.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    unfinished = Path(tempfile.mkdtemp(UNFINISHED, f".{path.name}.", path.parent))
     try:
         yield unfinished
         unfinished.chmod(0o777 & ~_umask())
@@ -51,9 +54,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what killed processes left of `whole_folder(path)`; only where no other process can be at it."""
-    for left in path.parent.glob(f".{path.name}.*"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Remove what killed processes left half-written of a file, or of a folder and below it.
+
+    Only where no other process can be at it: `runs.claim.locked` does it for what it locks.
+    """
+    beside = path.parent.glob(f".{glob.escape(path.name)}.*{UNFINISHED}")
+    below = (left for depth in range(3) for left in path.glob(f"{'*/' * depth}.*{UNFINISHED}"))  # no output is deeper
+    for left in [*beside, *below]:
+        shutil.rmtree(left, ignore_errors=True)  # a file is left by it
+        with contextlib.suppress(OSError):
+            left.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -83,7 +93,7 @@ def write_text(path: Path, text: str) -> None:
         InputError: the disk is full or the place can't be written to.
     """
     with output_file(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8", errors="replace")  # half a surrogate pair becomes a question mark
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -93,9 +103,34 @@ def write_json(path: Path, value: Any) -> None:
         InputError: the disk is full or the place can't be written to.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):  # as in a path that is no UTF-8
+    if not is_text(text):  # as in a path that is no UTF-8
         text = json.dumps(value, indent=2)
     write_text(path, text + "\n")
+
+
+def user_path(name: str | Path) -> Path:
+    """The path that a user wrote, with `~` replaced.
+
+    Raises:
+        InputError: no file can have that name, or there is no such user.
+    """
+    try:
+        path = Path(name).expanduser()
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, `~nosuchuser`
+        raise InputError(f"{str(name)[:60]!r} is no path: {error.args[-1] if error.args else error}") from error
+    return path
+
+
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can hold it: not with half a surrogate pair, which JSON can spell."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def refuse_own_input(output: Path, written: Iterable[Path], read: Iterable[Path]) -> None:

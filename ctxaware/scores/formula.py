@@ -13,6 +13,7 @@ import numpy as np
 
 from ctxaware.chat import NOBODY, defuse, n_instructions, render, special_token_pattern, tokenize
 from ctxaware.errors import InputError
+from ctxaware.runs.files import is_text
 from ctxaware.runs.progress import Advance
 
 if TYPE_CHECKING:
@@ -112,6 +113,9 @@ def encode(
         InputError: the chat template can't show this conversation as it is.
     """
     pattern = pattern or special_token_pattern(tokenizer)
+    for i, message in enumerate(conversation["messages"]):
+        if not is_text(message["content"]):
+            raise InputError(f"message {i} holds half a surrogate pair, which is no text; ctxaware prepare replaces it")
     messages = [{"role": m["role"], "content": defuse(m["content"], pattern)} for m in conversation["messages"]]
     tokenized = tokenize(tokenizer, render(tokenizer, messages), max_length)
     is_user = np.array([m["role"] == "user" for m in messages] + [False])

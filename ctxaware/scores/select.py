@@ -9,6 +9,7 @@ import numpy as np
 
 from ctxaware.data.conversations import FORMATS, STEM, find_file, write_conversations
 from ctxaware.indicator.marking import mark_messages
+from ctxaware.runs.claim import HIDDEN_LOCK, locked
 from ctxaware.runs.files import refuse_own_input, write_json
 from ctxaware.scores.pictures import instruction_lengths, score_histogram
 from ctxaware.scores.table import Scores, aligned, read_one_layer
@@ -49,28 +50,29 @@ def select(
         threshold = float(scores.values[chosen].min()) if chosen.any() else None
     import pyarrow as pa
 
-    columns = [("scores", pa.list_(pa.float32()))]
-    written = write_conversations(out, _marked(data, scores, chosen), extra_columns=columns)
-    shares = {f"{t:g}": float(above_threshold(scores.values, t).mean()) for t in TABLE_THRESHOLDS}
-    statistics = {
-        "instructions": len(chosen),
-        "without_score": int((~scores.is_scored).sum()),
-        "selected": int(chosen.sum()),
-        "selected_share": float(chosen.mean()),
-        "threshold": threshold,
-        "top_percent": percent,
-        "layer": layer,
-        "share_above": shares,
-        "scores": scores.manifest,
-    }
-    write_json(out / STATISTICS, statistics)
-    title = f"{scores.manifest['data']}, layer {layer}"
-    lengths = scores.instruction_tokens[scores.is_scored]
-    pictures = [
-        score_histogram(scores.values[scores.is_scored], threshold, title, out / HISTOGRAM),
-        instruction_lengths(lengths, chosen[scores.is_scored], title, out / LENGTHS),
-    ]
-    return Selected(statistics, [written, out / STATISTICS, *pictures], describe_extreme(scores.values, chosen))
+    with locked(out / HIDDEN_LOCK, out):
+        columns = [("scores", pa.list_(pa.float32()))]
+        written = write_conversations(out, _marked(data, scores, chosen), extra_columns=columns)
+        shares = {f"{t:g}": float(above_threshold(scores.values, t).mean()) for t in TABLE_THRESHOLDS}
+        statistics = {
+            "instructions": len(chosen),
+            "without_score": int((~scores.is_scored).sum()),
+            "selected": int(chosen.sum()),
+            "selected_share": float(chosen.mean()),
+            "threshold": threshold,
+            "top_percent": percent,
+            "layer": layer,
+            "share_above": shares,
+            "scores": scores.manifest,
+        }
+        write_json(out / STATISTICS, statistics)
+        title = f"{scores.manifest['data']}, layer {layer}"
+        lengths = scores.instruction_tokens[scores.is_scored]
+        pictures = [
+            score_histogram(scores.values[scores.is_scored], threshold, title, out / HISTOGRAM),
+            instruction_lengths(lengths, chosen[scores.is_scored], title, out / LENGTHS),
+        ]
+        return Selected(statistics, [written, out / STATISTICS, *pictures], describe_extreme(scores.values, chosen))
 
 
 def _marked(data: Path, scores: Scores, chosen: np.ndarray) -> Iterator[dict]:

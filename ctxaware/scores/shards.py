@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +90,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
             raise TypeError("its metadata are of another type")
     except KeyError as error:
         raise InputError(f"{path} is no score file of ctxaware score: its metadata lack {error}") from error
-    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is no score file of ctxaware score, or it is damaged ({error})") from error
+    except (pa.ArrowException, OSError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{path} is no score file of ctxaware score, or it is damaged ({error})", "remove it and score again"
+        ) from error
     return {"manifest": manifest, "rejected": rejected}
 
 
@@ -246,7 +249,8 @@ def scan(data: Path, limit: int | None) -> tuple[str, int]:
     Raises:
         InputError: the data are broken, hold a record that is no conversation, or none at all.
     """
-    n = sum(1 for _ in itertools.islice(read_conversations(data), limit))
+    stop = None if limit is None else min(limit, sys.maxsize)
+    n = sum(1 for _ in itertools.islice(read_conversations(data), stop))
     if n == 0:
         raise InputError(f"{find_file(data)} holds no conversation")
     return fingerprint(data), n

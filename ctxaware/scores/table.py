@@ -48,7 +48,7 @@ def read_scores(path: Path, layer: int | None = None) -> dict[int, Scores]:
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise InputError(f"{path} does not exist; make it with ctxaware score")
+        raise InputError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; make it with ctxaware score")
     manifest = read_metadata(path)["manifest"]
     if layer is not None and layer not in manifest["layers"]:
         raise InputError(

@@ -267,9 +267,14 @@ def _read_yaml(path: str) -> list[tuple[str, Any]]:
     try:
         with open(path, encoding="utf-8") as file:
             node = yaml.compose(file, Loader=yaml.SafeLoader)  # keeps a key that comes twice
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is no YAML: {error}") from error
-    if not isinstance(node, yaml.MappingNode):
-        raise InputError(f"{path} must hold a mapping, key: value")
-    loader = yaml.SafeLoader("")
-    return [(loader.construct_object(k, deep=True), loader.construct_object(v, deep=True)) for k, v in node.value]
+        if not isinstance(node, yaml.MappingNode):
+            raise InputError(f"{path} must hold a mapping, key: value")
+        loader = yaml.SafeLoader("")
+        pairs = [(loader.construct_object(k, deep=True), loader.construct_object(v, deep=True)) for k, v in node.value]
+    except InputError:
+        raise
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:  # an impossible date is a ValueError
+        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())[:300]}") from error
+    if odd := [key for key, _ in pairs if not isinstance(key, str)]:
+        raise InputError(f"{path} has the key {odd[0]!r}, expected a name")
+    return pairs

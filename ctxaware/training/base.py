@@ -14,7 +14,7 @@ from ctxaware.errors import InputError
 from ctxaware.indicator.token import INDICATOR, add_indicator
 from ctxaware.models import load_config, load_tokenizer, model_fingerprint
 from ctxaware.runs.claim import CONFIGURATION, describe_difference, locked, read_manifest, write_manifest
-from ctxaware.runs.files import remove_unfinished, whole_folder
+from ctxaware.runs.files import whole_folder
 from ctxaware.runs.processes import on_main, whole_models
 from ctxaware.training.arguments import Arguments
 from ctxaware.training.templates import chat_template
@@ -75,7 +75,6 @@ def prepare_base(
     if not out.exists():
         with locked(out.with_name(f".{out.name}.lock"), out, wait=True):  # two runs may share a base
             if not out.exists():
-                remove_unfinished(out)
                 dtype = config.dtype or torch.float32  # as it is stored: nothing but the new row may change
                 model = load_model(name, revision, dtype, "cpu")
                 add_indicator(tokenizer, model)

@@ -196,14 +196,25 @@ class DataSelectionCallback(TrainerCallback):
             turns += range(n)
         columns = {"conversation_id": names, "turn": turns, "score": pa.array(scores, from_pandas=True)}
         with output_file(path) as beside:
-            pq.write_table(pa.table(columns | {"selected": selected}), beside)
+            pq.write_table(pa.table(columns | {"selected": selected}), beside, write_page_checksum=True)
 
 
 def read_selection(path: Path) -> np.ndarray:
-    """float64 `[n_turns]`: the scores of a selection that a run wrote, NaN without one."""
+    """float64 `[n_turns]`: the scores of a selection that a run wrote, NaN without one.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.read_table(path, columns=["score"])["score"].to_numpy().astype(np.float64)
+    try:
+        table = pq.read_table(path, columns=["score"], page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}); restore it, or remove it: its epoch is then scored by the model as it is now"
+        ) from error
+    return table["score"].to_numpy().astype(np.float64)
 
 
 def data_selection(arguments: Arguments, conversations: Dataset, encode: Encoder) -> DataSelectionCallback:

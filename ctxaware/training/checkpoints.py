@@ -10,14 +10,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ctxaware.errors import InputError
 from ctxaware.runs.claim import CONFIGURATION, LOCK, RUN, claim, describe_difference, read_manifest, write_manifest
-from ctxaware.runs.files import write_json
+from ctxaware.runs.files import sha256_of_file, write_json
 
 FINISHED = "finished"  # key of the manifest: the model is saved
 DATA = "_data"  # what starts with _ is left out of an upload to the hub
 SCORES = "scores.parquet"
 WATCH = "watch.json"  # what the probe of the use of the context scored, probe by probe
 DERIVED = (DATA, "selection", SCORES, f"{SCORES}.parts", WATCH)  # what the configuration determines
-COMPLETE = "complete.json"  # in a checkpoint, written last: its files and their sizes
+COMPLETE = "complete.json"  # in a checkpoint, written last: its files and their SHA-256
 
 
 class CompleteCheckpoints(TrainerCallback):
@@ -27,16 +27,17 @@ class CompleteCheckpoints(TrainerCallback):
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            write_json(folder / COMPLETE, _sizes(folder))
+            write_json(folder / COMPLETE, _digests(folder))
 
 
-def _sizes(folder: Path) -> dict[str, int]:
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file. What it takes is little beside what the file took to be written."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != COMPLETE and not p.name.startswith("."))
-    return {str(p.relative_to(folder)): p.stat().st_size for p in files}
+    return {str(p.relative_to(folder)): sha256_of_file(p) for p in files}
 
 
 def newest_complete(output_dir: Path) -> tuple[Path | None, list[Path]]:
-    """The newest checkpoint that has all its files in full length, and the newer ones that lack something."""
+    """The newest checkpoint that has all its files as they were written, and the newer ones that have not."""
     passed_over: list[Path] = []
     checkpoints = [p for p in output_dir.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
     for folder in sorted(checkpoints, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
@@ -48,10 +49,10 @@ def newest_complete(output_dir: Path) -> tuple[Path | None, list[Path]]:
 
 def _is_complete(checkpoint: Path) -> bool:
     try:
-        sizes = json.loads((checkpoint / COMPLETE).read_bytes())
-    except (OSError, ValueError):  # never written, or damaged
+        stored = json.loads((checkpoint / COMPLETE).read_bytes())
+        return isinstance(stored, dict) and bool(stored) and stored.items() <= _digests(checkpoint).items()
+    except (OSError, ValueError, TypeError, RecursionError):  # never written, or damaged
         return False
-    return isinstance(sizes, dict) and sizes.items() <= _sizes(checkpoint).items()
 
 
 def claim_output(output_dir: Path, configuration: dict[str, Any]) -> bool:

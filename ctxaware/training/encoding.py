@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ctxaware.chat import defuse, n_instructions, special_token_pattern
+from ctxaware.chat import defuse, n_instructions, special_token_pattern, template_errors
 from ctxaware.errors import InputError
 from ctxaware.indicator.marking import mark_messages
 from ctxaware.training.arguments import Arguments
@@ -48,19 +48,15 @@ class Encoder:
             InputError: the chat template rejects the conversation, or the one that says which tokens are responses
                 gives other tokens.
         """
-        from jinja2.exceptions import TemplateError
-
         plain = [{"role": m["role"], "content": defuse(m["content"], self._pattern)} for m in messages]
         marked = mark_messages(plain, selected)
-        try:
+        with template_errors():
             encoded = self._encode(marked, self.assistant_only_loss, self._masking_template)
             if self._masking_template and encoded["input_ids"] != self._encode(marked, False)["input_ids"]:
                 raise InputError(
                     "assistant_only_loss: TRL's training form of this chat template writes this conversation otherwise "
                     "than the template itself, so training would not see what evaluation sees"
                 )
-        except TemplateError as error:
-            raise InputError(f"the chat template rejects this conversation: {error}") from error
         ids = encoded["input_ids"][: self.max_length]
         if not self.assistant_only_loss:
             return {"input_ids": ids, "labels": list(ids)}

@@ -3,7 +3,7 @@
 import fnmatch
 from pathlib import Path
 
-from ctxaware.errors import InputError
+from ctxaware.errors import InputError, first_line
 from ctxaware.training.arguments import TrainingConfig
 
 # of the output folder; conversations, scores of a seed model, arguments and checkpoints stay at home
@@ -48,7 +48,7 @@ def publish(folder: Path, training: TrainingConfig) -> str:
             commit_message="End of training",
         )
     except (OSError, ValueError) as error:  # no connection, no right to write, a name that is none
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        cause = first_line(error)
         raise InputError(
             f"{folder} is trained and saved, but was not pushed ({cause}); the same command tries again"
         ) from error

@@ -15,9 +15,10 @@ from trl import SFTTrainer
 from ctxaware.data.conversations import find_file, fingerprint
 from ctxaware.data.prepare import PrepareRun, prepare_dataset, read_statistics
 from ctxaware.data.releases import DATASETS
-from ctxaware.errors import InputError, print_error
+from ctxaware.errors import print_error
 from ctxaware.models import model_fingerprint
 from ctxaware.runs.claim import locked_by_all
+from ctxaware.runs.ending import ends_in_one_line
 from ctxaware.runs.processes import on_main
 from ctxaware.runs.secrets import redacted
 from ctxaware.training.arguments import Arguments, TrainingConfig
@@ -33,23 +34,23 @@ from ctxaware.training.publish import publish
 def recipe(main: Callable[[], None]) -> Callable[[], None]:
     """Decorator of a recipe's `main`: processes end together, and errors are one line.
 
-    Exit code 2 stands for a user's mistake, 1 for training that failed.
+    Exit code 1 stands for training that failed, the others as in `ends_in_one_line`.
     """
 
     @functools.wraps(main)
     def run() -> None:
-        try:
-            main()
-        except InputError as error:
+        def who() -> str:
             state = PartialState()  # the error may be this process's own
-            where = "" if state.is_main_process else f"process {state.process_index}: "
-            print_error(InputError(where + error.message, error.remedy), "--{}".format)
-            sys.exit(2)
-        except FailedTrainingError as error:
-            print_error(error)
-            sys.exit(1)
-        finally:
-            PartialState().destroy_process_group()
+            return "" if state.is_main_process else f"process {state.process_index}: "
+
+        with ends_in_one_line("--{}".format, who):
+            try:
+                main()
+            except FailedTrainingError as error:
+                print_error(error)
+                sys.exit(1)
+            finally:
+                PartialState().destroy_process_group()
 
     return run
 
@@ -139,7 +140,7 @@ def train_and_save(trainer: SFTTrainer, arguments: Arguments, selection: DataSel
     out = Path(arguments.training.output_dir)
     checkpoint, passed_over = on_main(PartialState(), lambda: newest_complete(out))
     for folder in passed_over:
-        say(f"{folder} is incomplete and passed over")
+        say(f"{folder} is incomplete or damaged, and passed over")
     if checkpoint:
         say(f"taking up the run at {checkpoint}")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 from ctxaware.errors import InputError
 from ctxaware.intervals import mean_interval
 from ctxaware.noninferiority import FAIL, p_values, verdict_of
-from ctxaware.runs.files import write_json
+from ctxaware.runs.files import read_json, write_json
 from ctxaware.runs.processes import is_sharded, on_main
 from ctxaware.training.checkpoints import WATCH
 
@@ -196,10 +196,13 @@ class ContextAwarenessCallback(TrainerCallback):
         path = Path(self.trainer.args.output_dir) / WATCH
         if not path.is_file():
             return []
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if stored["questions_sha256"] != self._digest():
+        stored = read_json(path)
+        if stored.get("questions_sha256") != self._digest():
             raise InputError(f"{path} holds answers to other questions; ask the same ones, or move it away")
-        return [probe for probe in stored["probes"] if probe["step"] <= step]
+        try:
+            return [probe for probe in stored["probes"] if probe["step"] <= step]
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path} holds no probes ({error!r}); restore it, or move it away") from error
 
     def _write(self, args: Any) -> None:
         content = {

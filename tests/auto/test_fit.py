@@ -232,7 +232,7 @@ def test_mistakes_in_the_options_are_one_line(tmp_path, tokenizer, capsys, monke
         (["--method", "probe", "--layer", "x"], "layer must be a number"),
         (["--method", "probe", "--beta", "2"], "beta must be in 0–1"),
         (["--method", "guess"], "guess"),
-        (["--method", "slot", "--device", "cuda"], "there is no CUDA device here"),
+        (["--method", "slot", "--device", "cuda"], "device 'cuda' can't be used here"),
         (["--method", "slot", "--beta", "0.95"], "0 of 79 turns have a score above beta 0.95"),
     ]:
         line = ["auto", "fit", "--model", folder, "--data", data, "--scores", scores, *words]

@@ -33,6 +33,11 @@ def test_choices_are_those_of_the_library():
         (["gap", "--no-such-option"], "--no-such-option"),
         (["gape"], "gape"),
         (["gap", "--grid", "4"], "--grid must be LENGTHSxDEPTHS"),
+        (["gap", "--grid", "9" * 5000 + "x2"], "--grid must be LENGTHSxDEPTHS"),
+        (["gap", "--instruct", "m", "--batch-size", "0"], "batch_size must be a number from 1 on, or auto, got '0'"),
+        (["prepare", "x.json", "--dataset", "messages", "--out", ""], "an empty text stands after --out; pass a value"),
+        (["gap", "--out="], "an empty text stands after --out; pass a value, or leave it out"),
+        (["report", ""], "an empty text stands after report"),
         (["gap"], "nothing to compare; pass --instruct, --base, or both"),
     ],
 )

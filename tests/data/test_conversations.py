@@ -1,5 +1,6 @@
 """Files of conversations: every format, broken ones, and memory that stays flat."""
 
+import contextlib
 import json
 import tracemalloc
 
@@ -90,7 +91,7 @@ def test_what_is_no_conversation_is_named(tmp_path, text, message):
 def test_a_parquet_file_cut_off_is_refused(tmp_path):
     path = write_conversations(tmp_path, CONVERSATIONS)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(InputError, match="not a whole Parquet file"):
+    with pytest.raises(InputError, match=r"not a whole Parquet file"):
         list(read_conversations(path))
 
 
@@ -135,3 +136,45 @@ def test_memory_does_not_grow_with_the_file(tmp_path, kind):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 2 * peaks[0] < path.stat().st_size / 4
+
+
+@pytest.mark.parametrize("name", ["deep.json", "deep.jsonl"])
+def test_brackets_within_brackets_are_bounded(tmp_path, name):
+    deep = '{"id": "b", "x": ' + "[" * 200_000 + "]" * 200_000 + "}"
+    records = [json.dumps(CONVERSATIONS[0]), deep]
+    text = f"[{','.join(records)}]" if name.endswith(".json") else "\n".join(records)
+    (tmp_path / name).write_text(text)
+    tracemalloc.start()
+    with pytest.raises(BrokenFileError, match="broken after 1 whole conversations"):
+        list(read_records(tmp_path / name))
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["deep.json", "deep.jsonl"])
+def test_a_record_is_read_to_a_depth_of_100(tmp_path, name):
+    for depth, is_read in ((90, True), (120, False)):
+        record = json.dumps(CONVERSATIONS[0] | {"x": "deep"}).replace('"deep"', "[" * depth + "]" * depth)
+        (tmp_path / name).write_text(f"[{record}]" if name.endswith(".json") else record)
+        with contextlib.nullcontext() if is_read else pytest.raises(BrokenFileError, match="nested deeper than 100"):
+            assert len(list(read_records(tmp_path / name))) == 1
+
+
+def test_a_flipped_byte_in_a_file_of_ours_never_gives_other_conversations(tmp_path):
+    path = write_conversations(tmp_path, CONVERSATIONS)
+    content, n_noticed = path.read_bytes(), 0
+    for position in range(0, len(content), 3):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 64]) + content[position + 1 :])
+        try:
+            assert list(read_conversations(path)) == CONVERSATIONS, position
+        except InputError:
+            n_noticed += 1
+    assert n_noticed > len(content) / 12
+
+
+def test_what_is_no_text_is_refused_where_it_is_written(tmp_path):
+    odd = {"id": "a", "messages": [{"role": "user", "content": "\ud800"}]}
+    for kind in ("parquet", "jsonl"):
+        with pytest.raises(InputError, match="half a surrogate pair, which is no text; ctxaware prepare replaces it"):
+            write_conversations(tmp_path, [odd], kind)
+    assert list(tmp_path.iterdir()) == []

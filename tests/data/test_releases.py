@@ -199,3 +199,12 @@ def test_wizardlm_is_instruction_and_output():
 def test_records_of_another_shape_are_refused(dataset):
     with pytest.raises(InputError, match=rf"expected records of {dataset} .*got \['question'\]; pass another dataset"):
         cleaned([{"question": "?"}], dataset)
+
+
+def test_wizardlm_fields_that_are_no_text_and_half_surrogates_are_counted_or_replaced():
+    odd = [{"instruction": ["Sort"], "output": "1"}, {"instruction": "Sort", "input": 3, "output": "1"}]
+    good = {"id": "a\ud800", "instruction": "Sort \ud83d", "output": "1"}
+    conversations, counts = cleaned([*odd, good], "wizardlm")
+    assert [c["id"] for c in conversations] == ["a\ufffd"]
+    assert conversations[0]["messages"][0]["content"] == "Sort \ufffd"
+    assert counts == {"null_messages": 2, "empty_conversations": 2, "invalid_characters": 1}

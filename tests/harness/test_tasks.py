@@ -409,3 +409,10 @@ def test_a_named_tokenizer_counts_also_where_the_model_has_one_of_its_own(model_
     context, counted = sample["doc"]["context"], sample["doc"]["context_length"]
     assert len(named(context, add_special_tokens=False)["input_ids"]) == counted
     assert len(lm.tokenizer(context, add_special_tokens=False)["input_ids"]) < counted
+
+
+def test_examples_that_the_prompt_would_not_have_are_refused(model_folder):
+    lm = HFLM(pretrained=str(model_folder), device="cpu")
+    manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata={**ONE, "max_context_length": 600})
+    with pytest.raises(InputError, match="prompts of this task have no examples, and num_fewshot asks for 3"):
+        simple_evaluate(lm, tasks=["nih_ctx"], task_manager=manager, num_fewshot=3, bootstrap_iters=0)

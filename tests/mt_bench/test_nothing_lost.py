@@ -362,6 +362,6 @@ def test_ctrl_c_ends_a_judge_that_waits_at_once_and_keeps_what_came(server, data
     _, errors = process.communicate(timeout=50)
     assert process.returncode == 130
     assert time.monotonic() - started < 20
-    assert errors.strip().splitlines()[-1] == "interrupted: what came is kept; run the same command again to go on"
+    assert errors.strip().splitlines()[-1] == "interrupted: what is done is kept; run the same command again to go on"
     assert "Traceback" not in errors
     assert len(read_jsonl(path)) == N - 1

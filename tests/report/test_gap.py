@@ -2,11 +2,13 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -245,3 +247,48 @@ def test_a_base_model_that_comes_later_is_added(model_folder, base_folder, tmp_p
 def test_a_model_that_can_not_be_loaded_is_one_line(tmp_path):
     with pytest.raises(InputError, match="can't load the base model /no/such/model"):
         gap.run(plan({"base": "/no/such/model"}), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pretrained", "batch_size", "device", "max_context_length", "source"])
+def test_what_the_run_sets_can_not_stand_among_the_models_arguments(name):
+    with pytest.raises(InputError, match=f"{name} can't stand among the model's arguments"):
+        Plan({"instruct": "m"}, ("nih_ctx",), SETTINGS, model_args={name: "other", "dtype": "float32"})
+
+
+def test_a_damaged_cell_says_what_to_remove_and_half_a_file_is_not_put_in_place(tmp_path, monkeypatch, model_folder):
+    from lm_eval.loggers import EvaluationTracker
+
+    whole = EvaluationTracker.save_results_samples
+
+    def half(self, task_name, samples):
+        whole(self, task_name, samples)
+        (file,) = Path(self.output_path).rglob("samples_*")
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])  # as on a full disk, which is only logged
+
+    the_plan = plan({"instruct": model_folder})
+    monkeypatch.setattr(EvaluationTracker, "save_results_samples", half)
+    with pytest.raises(InputError, match=r"nih_ctx.* can't be written whole .*; make room"):
+        gap.run(the_plan, tmp_path)
+    assert not list(tmp_path.rglob("samples_*"))
+    monkeypatch.undo()
+    gap.run(the_plan, tmp_path)
+    (file,) = (tmp_path / "instruct-template" / "nih_ctx").rglob("samples_*")
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(InputError, match=r"remove .*instruct-template/nih_ctx, then run the same command again"):
+        gap.run(the_plan, tmp_path)
+    shutil.rmtree(tmp_path / "instruct-template" / "nih_ctx")
+    gap.run(the_plan, tmp_path)
+
+
+def test_a_damaged_cache_of_answers_is_named(model_folder, tmp_path):
+    the_plan = plan({"instruct": model_folder})
+    gap.run(the_plan, tmp_path)
+    shutil.rmtree(tmp_path / "instruct-template")
+    cache = tmp_path / "cache" / "instruct_rank0.db"
+    content = bytearray(cache.read_bytes())
+    for damaged in (b"this is no database" * 50, bytes(content[:4096]) + b"\xff" * (len(content) - 4096)):
+        cache.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"the cache of answers .*instruct_rank0.db is damaged .*; remove it"):
+            gap.run(the_plan, tmp_path)
+    cache.unlink()
+    gap.run(the_plan, tmp_path)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +24,8 @@ from ctxaware.runs.claim import (
     read_manifest,
     write_manifest,
 )
+
+OUT = Path("out")  # as a user knows it
 
 
 def test_the_same_run_goes_on_and_another_is_refused_with_what_differs(tmp_path):
@@ -135,29 +138,29 @@ def test_a_run_is_kept_out_while_any_process_of_another_lives(tmp_path):
         SimpleNamespace(is_main_process=index == 0, process_index=index, num_processes=1) for index in (0, 1)
     )
     refused = pytest.raises(InputError, match="another process is writing out")
-    with locked_by_all(tmp_path, "out", main):
-        with locked_by_all(tmp_path, "out", rank_1):  # of the same run
+    with locked_by_all(tmp_path, OUT, main):
+        with locked_by_all(tmp_path, OUT, rank_1):  # of the same run
             pass
-        with pytest.raises(InputError, match="another process is writing out"), locked_by_all(tmp_path, "out", main):
+        with pytest.raises(InputError, match="another process is writing out"), locked_by_all(tmp_path, OUT, main):
             pytest.fail("two runs hold one output")
-    with locked_by_all(tmp_path, "out", rank_1), refused, locked_by_all(tmp_path, "out", main):
+    with locked_by_all(tmp_path, OUT, rank_1), refused, locked_by_all(tmp_path, OUT, main):
         pytest.fail("a process of a killed run lives on")
-    with locked_by_all(tmp_path, "out", main):
+    with locked_by_all(tmp_path, OUT, main):
         pass
 
 
 def test_a_lock_is_freed_by_kill_9(tmp_path):
     code = (
         "import sys, time, pathlib; from ctxaware.runs.claim import locked\n"
-        "with locked(pathlib.Path(sys.argv[1]), 'out'):\n    print('held', flush=True); time.sleep(60)\n"
+        "with locked(pathlib.Path(sys.argv[1]), pathlib.Path('out')):\n    print('held', flush=True); time.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "lock")], stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(InputError, match="another process is writing"), locked(tmp_path / "lock", "out"):
+    with pytest.raises(InputError, match="another process is writing"), locked(tmp_path / "lock", OUT):
         pass
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    with locked(tmp_path / "lock", "out"):
+    with locked(tmp_path / "lock", OUT):
         pass
 
 
@@ -166,7 +169,7 @@ def test_a_lock_file_that_is_a_link_to_somebody_elses_file_does_not_empty_it(tmp
     (tmp_path / "thesis.tex").write_text("three years")
     link(tmp_path / "thesis.tex", tmp_path / "lock")
     refused = pytest.raises(InputError, match=r"can't lock out with .*lock: it is (a link|not empty).*; remove that")
-    with refused, locked(tmp_path / "lock", "out"):
+    with refused, locked(tmp_path / "lock", OUT):
         pass
     assert (tmp_path / "thesis.tex").read_text() == "three years"
 
@@ -174,5 +177,21 @@ def test_a_lock_file_that_is_a_link_to_somebody_elses_file_does_not_empty_it(tmp
 def test_a_place_that_can_not_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     refused = pytest.raises(InputError, match=r"can't lock out with .*; remove that, or choose another")
-    with refused, locked(tmp_path / "file" / "lock", "out"):
+    with refused, locked(tmp_path / "file" / "lock", OUT):
         pass
+
+
+def test_what_a_killed_run_left_half_written_is_gone_once_the_output_is_held(tmp_path):
+    ours = [tmp_path / "out" / "deep" / ".b.json.x1.unfinished", tmp_path / ".out.x2.unfinished"]
+    others = [tmp_path / ".other.x3.unfinished", tmp_path / "out" / "b.json", tmp_path / "out" / "x.unfinished"]
+    for file in (*ours, *others):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    with locked(tmp_path / "lock", tmp_path / "out"):
+        assert not any(file.exists() for file in ours)
+        refused = pytest.raises(InputError, match="another process is writing")
+        ours[0].touch()
+        with refused, locked(tmp_path / "lock", tmp_path / "out"):
+            pass
+        assert ours[0].exists(), "it may be the other process's"
+    assert all(file.exists() for file in others)

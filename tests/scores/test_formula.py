@@ -190,3 +190,21 @@ def test_progress_counts_every_conversation_and_token(model, chatml_tokenizer):
     )
     assert sum(n for n, _ in seen) == len(CONVERSATIONS) + 1
     assert sum(n for _, n in seen) == scored.tokens > 0
+
+
+def test_a_message_that_is_no_text_has_no_score_and_a_reason(model, chatml_tokenizer):
+    odd = {"id": "odd", "messages": [{"role": "user", "content": "\ud800"}, {"role": "assistant", "content": "the"}]}
+    empty = {"id": "empty", "messages": []}
+    scored = score_conversations(model, chatml_tokenizer, [odd, CONVERSATIONS[0], empty], layers=[1])
+    assert (
+        scored.rejected["odd"]
+        == "message 0 holds half a surrogate pair, which is no text; ctxaware prepare replaces it"
+    )
+    assert [t.score is None for t in scored.turns if t.conversation_id == "odd"] == [True]
+    assert any(t.score is not None for t in scored.turns)
+
+
+def test_token_ids_past_the_embedding_are_named(chatml_tokenizer):
+    small = sharp_llama(vocab_size=30)
+    with pytest.raises(InputError, match=r"makes token [0-9]+ and the model's embedding has 30 rows"):
+        score_conversations(small, chatml_tokenizer, CONVERSATIONS[:1], layers=[1])

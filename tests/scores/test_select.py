@@ -78,7 +78,7 @@ def test_scores_of_other_data_are_refused_and_nothing_is_written(data, tmp_path,
     reason = r"score all of|pass the data that was scored|messages of conversation 'c4' are not those that were scored"
     with pytest.raises(InputError, match=reason):
         select(data, scores, tmp_path / "out", threshold=0.6, percent=None)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [f.name for f in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("through", ["the folder", "the file", "a link", "its scores"])

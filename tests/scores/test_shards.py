@@ -292,6 +292,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(place, undisturbed, tmp_path)
         ({"max_length": 0}, "max_length must be at least 1, got 0"),
         ({"dtype": "int8"}, "dtype must be one of"),
         ({"device": "nonsense"}, "device must be one like cpu"),
+        ({"device": "meta"}, "device 'meta' can't be used here"),
+        ({"device": "mps"}, "device 'mps' can't be used here"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_written(place, tmp_path, changes, message):

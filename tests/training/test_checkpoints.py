@@ -6,7 +6,7 @@ pytest.importorskip("trl")
 
 from ctxaware.errors import InputError
 from ctxaware.runs.claim import RUN
-from ctxaware.training.checkpoints import COMPLETE, _sizes, claim_output, mark_finished, newest_complete
+from ctxaware.training.checkpoints import COMPLETE, _digests, claim_output, mark_finished, newest_complete
 
 
 def checkpoint(out, step, complete=True):
@@ -15,7 +15,7 @@ def checkpoint(out, step, complete=True):
     for name in ("model.safetensors", "global/optimizer.pt"):
         (folder / name).write_bytes(b"x" * step)
     if complete:
-        (folder / COMPLETE).write_text(json.dumps(_sizes(folder)))
+        (folder / COMPLETE).write_text(json.dumps(_digests(folder)))
     return folder
 
 
@@ -27,10 +27,12 @@ def test_the_newest_complete_checkpoint_is_found_and_newer_ones_are_named(tmp_pa
     cut, missing = checkpoint(tmp_path, 11), checkpoint(tmp_path, 100)
     (cut / "global" / "optimizer.pt").write_bytes(b"x")
     (missing / "model.safetensors").unlink()
+    flipped = checkpoint(tmp_path, 150)
+    (flipped / "model.safetensors").write_bytes(b"x" * 149 + b"y")
     damaged = [checkpoint(tmp_path, 200 + i) for i in range(3)]
     for folder, content in zip(damaged, (b"", b'{"model', b"[]"), strict=True):
         (folder / COMPLETE).write_bytes(content)
-    assert newest_complete(tmp_path) == (good, [*reversed(damaged), missing, cut, without_marker])
+    assert newest_complete(tmp_path) == (good, [*reversed(damaged), flipped, missing, cut, without_marker])
 
 
 def test_a_folder_is_one_configurations(tmp_path):

@@ -248,7 +248,7 @@ def test_what_needs_whole_weights_is_refused_where_they_are_sharded(base, data, 
         data_selection(args, rows, encode).attach(trainer)
     merging = arguments(base, data, tmp_path / "merging", *more, "--merge", "true")
     monkeypatch.setattr(trainer_module, "ProvenanceTrainer", lambda **_: trainer)  # built before the patch
-    with pytest.raises(InputError, match="leave it out, and merge the saved adapter with PEFT"):
+    with pytest.raises(InputError, match="leave out merge, and merge the saved adapter with PEFT"):
         build_trainer(merging, name, tokenizer, dataset)
 
 
@@ -348,7 +348,7 @@ def test_a_seed_model_with_a_shorter_window_scores_what_fits_it(data, tmp_path):
     scores, _ = find_scores(args)
     assert 0 < np.isnan(scores).sum() < len(scores)
     args.indicator.score_layer = 9
-    with pytest.raises(InputError, match="got 9; pass another score_layer"):
+    with pytest.raises(InputError, match="got 9; pass score_layer 1"):
         find_scores(args)
 
 

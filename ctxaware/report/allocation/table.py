@@ -156,12 +156,17 @@ def read(path: Path) -> list[ModelShares]:
     """The table's models, in its order.
 
     Raises:
-        InputError: rows are missing.
+        InputError: the file is damaged, or rows are missing.
     """
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    rows, models = pq.read_table(path), []
+    try:
+        rows = pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is damaged ({error}); remove it and run again") from error
+    models = []
     for label in rows["model"].unique().to_pylist():
         of_model, shares = rows.filter(pc.field("model") == label), {}
         for condition in of_model["condition"].unique().to_pylist():
