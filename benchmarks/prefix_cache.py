@@ -14,7 +14,7 @@ from pathlib import Path
 from lm_eval.tasks import TaskManager
 
 from ctxaware.harness.paths import tasks_folder
-from ctxaware.harness.prefix_cache import common_prefix
+from ctxaware.prefix_cache import common_prefix
 
 GOALS = {"20 x 20 needle grid": 0.52, "three instruct cells of gap": 0.36, "four variants of nih_ctx": 0.16}
 

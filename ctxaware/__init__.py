@@ -17,12 +17,14 @@ _HOMES = {  # public name: module
     "append_indicator": "ctxaware.indicator.marking",
     "attention_mass": "ctxaware.attention.mass",
     "demo_model": "ctxaware.demo",
+    "load_auto_indicator": "ctxaware.auto.indicator",
     "mark_messages": "ctxaware.indicator.marking",
     "mean_interval": "ctxaware.intervals",
     "probe_questions": "ctxaware.harness.probe",
     "score_conversations": "ctxaware.scores.formula",
     "select_turns": "ctxaware.scores.threshold",
     "steer": "ctxaware.attention.steering",
+    "with_indicator": "ctxaware.auto",
 }
 __all__ = ["__version__", *_HOMES]
 

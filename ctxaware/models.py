@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 HASHED_WHOLE = 1 << 30  # bytes; of a larger file `model_fingerprint` reads blocks
 _N_BLOCKS, _BLOCK = 4096, 1 << 16
+_ALL = r"(?!.*\.md$|auto_indicator\.).*"  # cards and what was fitted to the weights afterwards change nothing in them
 _SHOWN = 300  # characters of a library's error
 
 
@@ -43,7 +44,7 @@ def load_config(name: str, revision: str | None = None, trust_remote_code: bool 
     """
     from transformers import AutoConfig
 
-    if adapter := _adapter(name, revision):
+    if adapter := adapter_of(name, revision):
         name, revision = adapter.base_model_name_or_path, adapter.revision
     return _loaded(AutoConfig, "model", name, revision=revision, trust_remote_code=trust_remote_code)
 
@@ -62,7 +63,7 @@ def load_model(
     Raises:
         InputError: there is no such model, it needs code of its own, or its weights don't fit its configuration.
     """
-    adapter = _adapter(name, revision)
+    adapter = adapter_of(name, revision)
     if adapter is None:
         return _load_weights(name, revision, dtype, device).eval()
     base = _load_weights(adapter.base_model_name_or_path, adapter.revision, dtype, device)
@@ -75,9 +76,9 @@ def load_adapter(model: "PreTrainedModel", name: str, revision: str | None = Non
     Raises:
         InputError: there is no such adapter, it doesn't fit the model, lacks weights, or is not in safetensors.
     """
-    if _adapter(name, revision) is None:
+    if adapter_of(name, revision) is None:
         raise InputError(f"{name!r} is no adapter: it has no adapter_config.json; pass an adapter's folder or hub name")
-    if _file(name, "adapter_model.safetensors", revision) is None:
+    if file_of(name, "adapter_model.safetensors", revision) is None:
         raise InputError(
             f"adapter {name!r} has no adapter_model.safetensors; pickled weights are not loaded, convert it"
         )
@@ -133,7 +134,7 @@ def _check_weights(name: str, expected: Iterable[str], info: dict[str, Any]) -> 
             )
 
 
-def _adapter(name: str, revision: str | None) -> "PeftConfig | None":
+def adapter_of(name: str, revision: str | None) -> "PeftConfig | None":
     """PEFT's configuration where `name` is an adapter, else None."""
     from transformers.utils import find_adapter_config_file
 
@@ -152,10 +153,10 @@ def _adapter(name: str, revision: str | None) -> "PeftConfig | None":
 
 def has_tokenizer(name: str, revision: str | None = None) -> bool:
     """Whether a folder or a hub name holds a tokenizer: most adapters don't."""
-    return _file(name, "tokenizer_config.json", revision) is not None
+    return file_of(name, "tokenizer_config.json", revision) is not None
 
 
-def _file(name: str, file: str, revision: str | None) -> str | None:
+def file_of(name: str, file: str, revision: str | None) -> str | None:
     """Where `file` of a folder or a hub name lies on this machine; None where there is none."""
     from transformers.utils import cached_file
 
@@ -203,6 +204,27 @@ def choose_dtype(name: str, device: "torch.device") -> "torch.dtype":
     return getattr(torch, name)
 
 
+def choose_device(name: str | None) -> "torch.device":
+    """The torch device of that name; None for the GPU where there is one, else the CPU.
+
+    Raises:
+        InputError: it is no device, or there is none of its kind here.
+    """
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device must be one like cpu, cuda or cuda:1, got {name!r}") from error
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # not there, not built for it, or meta
+        raise InputError(f"device {name!r} can't be used here: {first_line(error)}", "pass {device} cpu") from error
+    return device
+
+
 def model_fingerprint(name: str, revision: str | None = None) -> str:
     """What identifies a model's weights, configuration and tokenizer; of an adapter also those of its base.
 
@@ -210,7 +232,7 @@ def model_fingerprint(name: str, revision: str | None = None) -> str:
         InputError: there is no such model, or a file of it can't be read.
     """
     own = files_fingerprint(name, revision)
-    if (adapter := _adapter(name, revision)) is None:
+    if (adapter := adapter_of(name, revision)) is None:
         return own
     return f"{own} on {files_fingerprint(adapter.base_model_name_or_path, adapter.revision)}"
 
@@ -220,29 +242,29 @@ def files_fingerprint(name: str, revision: str | None = None) -> str:
 
     The hub's commit, or for a folder a hash of its files: whole up to `HASHED_WHOLE` bytes, of a larger file its size
     and 4,096 blocks of 64 KiB spread evenly, among them both ends. Training changes far more than lies between two.
-    Not in it: hidden files, sub-folders, and `.md` files.
+    Not in it: hidden files, sub-folders, `.md` files, and the automatic indicator.
 
     Raises:
         InputError: there is no such model, or a file of it can't be read.
     """
-    return _folder_hash(Path(name)) if Path(name).is_dir() else _commit(name, revision)
+    return folder_hash(Path(name)) if Path(name).is_dir() else _commit(name, revision)
 
 
 def _commit(name: str, revision: str | None) -> str:
     from transformers.utils.hub import extract_commit_hash
 
-    file = _file(name, "adapter_config.json" if _adapter(name, revision) else "config.json", revision)
+    file = file_of(name, "adapter_config.json" if adapter_of(name, revision) else "config.json", revision)
     if (commit := extract_commit_hash(file, None)) is None:
         load_config(name, revision)  # says what is wrong
         raise InputError(f"model {name!r} has no commit by which it could be recognised; pass a folder")
     return commit
 
 
-def _folder_hash(folder: Path) -> str:
+def folder_hash(folder: Path, pattern: str = _ALL) -> str:
     digest = hashlib.sha256()
     try:
         for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
-            if path.suffix == ".md":
+            if not re.fullmatch(pattern, path.name):
                 continue
             size = path.stat().st_size
             digest.update(f"{path.name}\0{size}\0".encode(errors="surrogateescape"))

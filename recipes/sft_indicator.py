@@ -30,7 +30,7 @@ def train(arguments: Arguments) -> None:
     selection.attach(trainer)
     if every := arguments.run.watch_every:
         ContextAwarenessCallback(probe_questions(tokenizer), every, arguments.run.stop_when_fails).attach(trainer)
-    train_and_save(trainer, arguments)
+    train_and_save(trainer, arguments, selection)
 
 
 @recipe

@@ -42,6 +42,8 @@ def test_with_the_indicator_a_trained_model_reads_and_without_it_answers_from_me
         *("--scores", scores, "--threshold", THRESHOLD, "--max_steps", STEPS, "--output_dir", out),
     )
     assert marked(out) == from_the_passage(data)
+    auto = json.loads((out / "auto_indicator.json").read_text())
+    assert (auto["method"], auto["fitted"]["seen_in_training"]) == ("slot", True)
     run(
         *("-m", "lm_eval", "--model", "hf", "--tasks", "squad_contain,squad_contain_ind", "--apply_chat_template"),
         *("--model_args", f"pretrained={out}-base,peft={out},tokenizer={out},dtype=float32", "--limit", QUESTIONS),

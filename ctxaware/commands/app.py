@@ -20,6 +20,7 @@ COMMANDS = (  # one module each, in the order in which `--help` lists them
     "score",
     "select",
     "layers",
+    "auto",
     "gate",
     "report",
     "heatmap",

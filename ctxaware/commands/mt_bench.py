@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,15 @@ if TYPE_CHECKING:
     from ctxaware.mt_bench.summary import Cell, Difference, Results
 
 INCOMPLETE = 3  # exit code where the table is not whole
+
+
+class Indicator(str, Enum):
+    """As `indicator.marking.MODES`."""
+
+    never = "never"
+    always = "always"
+    auto = "auto"
+
 
 app = typer.Typer()
 mt_bench = typer.Typer(
@@ -37,12 +47,15 @@ def answer_command(
     model_id: Annotated[str, typer.Option(help="The name under which it is judged and shown.")],
     data_dir: Data,
     out: Annotated[Path, typer.Option(help="The folder of answers and judgments.")],
-    indicator: Annotated[bool, typer.Option("--indicator", help="Append \\[IND] to both user turns.")] = False,
+    indicator: Annotated[
+        Indicator, typer.Option(help="\\[IND] on both user turns: never, always, or auto: where the model says so.")
+    ] = Indicator.never,
     peft: Annotated[str | None, typer.Option(help="An adapter to put on the model: a folder or hub name.")] = None,
     base_url: BaseUrl = None,
     api_key_env: KeyEnv = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="With --base-url and --indicator: the folder of the served model's tokenizer.")
+        str | None,
+        typer.Option(help="With --base-url and --indicator always: the folder of the served model's tokenizer."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of one answer; FastChat's limit is 1024.")] = 1024,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions that a local model answers together.")] = 8,
@@ -53,7 +66,7 @@ def answer_command(
 
     \b
     ctxaware mt-bench answer --model ./sft-vanilla --model-id vanilla --data-dir DATA --out mtb
-    ctxaware mt-bench answer --model ./sft-ind --model-id ind --indicator --data-dir DATA --out mtb
+    ctxaware mt-bench answer --model ./sft-ind --model-id ind --indicator always --data-dir DATA --out mtb
     ctxaware mt-bench answer --model ./prepared --peft ./adapter --model-id lora --data-dir DATA --out mtb
     ctxaware mt-bench answer --model my-model --base-url http://localhost:8000/v1 --parallel 8 ...
 
@@ -70,9 +83,9 @@ def answer_command(
         raise InputError("--api-key-env goes with --base-url; a local model needs no key")
     if peft and base_url:
         raise InputError("--peft goes with a local model; the endpoint serves an adapter under a name of its own")
-    if indicator and base_url and not tokenizer:
+    if indicator == Indicator.always and base_url and not tokenizer:
         raise InputError(
-            "--indicator through --base-url needs --tokenizer, the folder of the served model's tokenizer: "
+            "--indicator always through --base-url needs --tokenizer, the folder of the served model's tokenizer: "
             "nothing else says whether [IND] is a token there"
         )
     run = AnswerRun(
@@ -82,7 +95,7 @@ def answer_command(
         out,
         tokenizer=tokenizer,
         peft=peft,
-        indicator=indicator,
+        indicator=indicator.value,
         endpoint=EndpointSettings(base_url, api_key_env, parallel=parallel) if base_url else None,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,

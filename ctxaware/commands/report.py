@@ -15,6 +15,7 @@ MADE_BY = {  # anchor of a section, and what makes it
     "ablation": "runs named beta=0.5=FOLDER beta=0.6=FOLDER …",
     "attention": "ctxaware attention --instruct … --out FOLDER",
     "steering": "ctxaware steer … --out FOLDER",
+    "auto": "ctxaware auto evaluate --model … --out FOLDER",
     "dependency": "ctxaware score … --out scores.parquet, and ctxaware select",
     "mt-bench": "ctxaware mt-bench answer, then judge",
     "training": "the output folder of a recipe, with --watch_every 100 for the curve",

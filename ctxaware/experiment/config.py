@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ctxaware.data.releases import DATASETS
 from ctxaware.errors import InputError
-from ctxaware.harness.indicator import INDICATOR_MODES
+from ctxaware.indicator.marking import MODES
 from ctxaware.scores.threshold import DEFAULT_THRESHOLD, check_threshold
 
 VANILLA = "vanilla"  # as seed model: the run that the + Indicator run is compared with
@@ -172,7 +172,7 @@ class Evaluate:
 
     tasks: tuple[str, ...] = field(metadata=read_by(several(text)))
     metadata: dict[str, Any] = field(metadata=read_by(mapping), default_factory=dict)
-    conditions: tuple[str, ...] = field(metadata=read_by(several(one_of(INDICATOR_MODES))), default=("never", "always"))
+    conditions: tuple[str, ...] = field(metadata=read_by(several(one_of(MODES))), default=("never", "always"))
     before_tuning: str = field(metadata=read_by(one_of(BEFORE_TUNING)), default="no")
     batch_size: int = field(metadata=read_by(whole_number), default=8)
     model_args: dict[str, Any] = field(metadata=read_by(mapping), default_factory=dict)

@@ -136,7 +136,7 @@ class Plan(Tuning):
         key, name = key_of(trained.key, bench.data_dir, bench.max_new_tokens), short_name(trained)
         words = ["ctxaware", "mt-bench", "answer", "--model", model_args["pretrained"], "--model-id", f"{name}-{key}"]
         words += ["--peft", model_args["peft"]] if "peft" in model_args else []
-        words += ["--indicator"] if trained.kind != VANILLA else []
+        words += ["--indicator", "always"] if trained.kind != VANILLA else []
         words += ["--data-dir", bench.data_dir, "--out", str(self._mt_bench_folder(model, data))]
         words += ["--max-new-tokens", str(bench.max_new_tokens), "--batch-size", str(bench.batch_size)]
         n_gpus = min(self.n_gpus, 1)

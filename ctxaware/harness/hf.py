@@ -1,4 +1,4 @@
-"""The harness's HF model with shared prefixes computed once; `harness/prefix_cache.py` holds the keys and values.
+"""The harness's HF model with shared prefixes computed once; `prefix_cache.py` holds the keys and values.
 
 The harness's own methods still make every answer. They are called batch by batch, in an order in which prompts
 share most, and where they would prefill from nothing they get keys and values (`_model_generate`) or the logits
@@ -9,18 +9,20 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
-from transformers import PreTrainedModel
 from transformers.generation import GenerationMode
 
+from ctxaware.cache_trial import why_not_exact
 from ctxaware.errors import InputError
+from ctxaware.harness.calls import no_cache_of_its_own, one_line_out_of_memory
 from ctxaware.harness.internals import detect_batch_size, fixed_batch_size, one_line_in_lm_eval
-from ctxaware.harness.prefix_cache import ModelCall, PrefixCache, Prompt, why_not_exact
+from ctxaware.prefix_cache import ModelCall, PrefixCache, Prompt
 
 logger = logging.getLogger("lm_eval.ctxaware")
 
@@ -61,6 +63,14 @@ class PrefixReuseLM(HFLM):
     def cache_key(self, input_ids: tuple[int, ...], text: str) -> tuple:
         """One entry a token: prompts share keys and values as far as their entries are equal."""
         return input_ids
+
+    def planned(self, prompt: Prompt) -> Prompt:
+        """What of a prompt is known before `settled` is asked: prompts are visited in the order of these."""
+        return prompt
+
+    def settled(self, texts: list[str]) -> list[str]:
+        """The prompts of a batch as they are sent, for sub-classes that have to see the model on them first."""
+        return texts
 
     # whether prefixes are reused
 
@@ -117,15 +127,26 @@ class PrefixReuseLM(HFLM):
             with self._progress("generate_until", len(requests) - len(whole), disable_tqdm) as bar:
                 n_batch = detect_batch_size(self) if len(whole) < len(requests) else 1
                 for members in groups.values():
-                    for chosen in self._batches([prompts[i] for i in members], n_batch):
+                    for chosen in self._batches([self.planned(prompts[i]) for i in members], n_batch):
                         batch = [members[i] for i in chosen]
-                        texts = super().generate_until([requests[i] for i in batch], disable_tqdm=True)
-                        answers.update(zip(batch, texts, strict=True))
+                        answers |= self._answered(requests, batch, disable_tqdm=True)
                         bar.update(len(batch))
             if whole:
-                texts = super().generate_until([requests[i] for i in whole], disable_tqdm=disable_tqdm)
-                answers.update(zip(whole, texts, strict=True))
+                answers |= self._answered(requests, whole, disable_tqdm)
             return [answers[i] for i in range(len(requests))]
+
+    def _answered(self, requests: list, batch: list[int], disable_tqdm: bool) -> dict[int, str]:
+        """The harness's answers to some requests, by index, with their prompts settled."""
+        sent = [requests[i] for i in batch]
+        for k, text in enumerate(self.settled([request.args[0] for request in sent])):
+            if text != sent[k].args[0]:
+                self._to_generate(text, sent[k].args[1])
+                sent[k] = replace(sent[k], arguments=(text, *sent[k].args[1:]))
+        answers = dict(zip(batch, super().generate_until(sent, disable_tqdm=disable_tqdm), strict=True))
+        for i, request in zip(batch, sent, strict=True):
+            if request is not requests[i]:  # kept under what was asked, where the harness keeps answers
+                self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
+        return answers
 
     def _to_generate(self, text: str, gen_kwargs: dict) -> Prompt:
         """A prompt as `HFLM.generate_until` encodes it: cut on the left, so that the answer has room."""
@@ -144,10 +165,10 @@ class PrefixReuseLM(HFLM):
         if self._cache is not None:
             with self._going_on_without_cache():
                 cache, _ = self._cache.fill(prompts)
-                with self.around_call(call), _no_cache_of_its_own(self.model):
+                with self.around_call(call), no_cache_of_its_own(self.model):
                     return generate(context, max_length, stop, past_key_values=cache, **kwargs)
         self.n_prompt_tokens["computed"] += n_tokens
-        with _one_line_out_of_memory(context), self.around_call(call):
+        with one_line_out_of_memory(context), self.around_call(call):
             return generate(context, max_length, stop, **kwargs)
 
     # log-likelihoods
@@ -165,17 +186,21 @@ class PrefixReuseLM(HFLM):
             answers: dict[int, tuple[float, bool]] = {}
             with self._progress("loglikelihood", sum(len(members[i]) for i in reused), disable_tqdm) as bar:
                 n_batch = detect_batch_size(self, [requests[members[i][0]] for i in reused]) if reused else 1
-                for chosen in self._batches([prompts[i] for i in reused], n_batch):
+                for chosen in self._batches([self.planned(prompts[i]) for i in reused], n_batch):
                     batch = [reused[i] for i in chosen]
-                    for i, logits in zip(batch, self._scored([prompts[i] for i in batch]), strict=False):
+                    sent = self._settled_pairs([[requests[j] for j in members[i]] for i in batch])
+                    to_score = [each or prompts[i] for i, (each, _) in zip(batch, sent, strict=True)]
+                    for i, (_, of_input), logits in zip(batch, sent, self._scored(to_score), strict=False):
                         self._logits = logits
-                        scored = super()._loglikelihood_tokens([requests[j] for j in members[i]], disable_tqdm=True)
+                        scored = super()._loglikelihood_tokens(of_input, disable_tqdm=True)
                         self._logits = None
                         answers.update(zip(members[i], scored, strict=True))
                         bar.update(len(scored))
             whole = [i for i in range(len(requests)) if i not in answers]
             if whole:
-                scored = super()._loglikelihood_tokens([requests[i] for i in whole], disable_tqdm, override_bs)
+                pairs = [[requests[i]] for i in whole]
+                sent = [(None, each) for each in pairs] if override_bs else self._settled_pairs(pairs)
+                scored = super()._loglikelihood_tokens([each for _, (each,) in sent], disable_tqdm, override_bs)
                 answers.update(zip(whole, scored, strict=True))
             return [answers[i] for i in range(len(requests))]
 
@@ -185,6 +210,20 @@ class PrefixReuseLM(HFLM):
         input_ids = (context + continuation)[:-1][-self.max_length :]
         n_scored = max(len(each) for _, _, each in requests)
         return self._remember(input_ids, texts[0] if texts else "", min(n_scored, len(input_ids)))
+
+    def _settled_pairs(self, inputs: list[list]) -> list[tuple[Prompt | None, list]]:
+        """Requests of each input with their context settled, and its prompt where that changed it."""
+        settled: list[tuple[Prompt | None, list]] = []
+        for requests, text in zip(inputs, self.settled([texts[0] for ((texts, *_), *_) in inputs]), strict=True):
+            if text == requests[0][0][0]:
+                settled.append((None, requests))
+                continue
+            pairs = [self._encode_pair(text, texts[1]) for texts, *_ in requests]
+            prompt = self._to_score(
+                [((text, texts[1]), *pair) for (texts, *_), pair in zip(requests, pairs, strict=True)]
+            )
+            settled.append((prompt, [(texts, *pair) for (texts, *_), pair in zip(requests, pairs, strict=True)]))
+        return settled
 
     def _scored(self, prompts: list[Prompt]) -> list[torch.Tensor]:
         """Logits for each prompt; none at all where memory ran out, now or before."""
@@ -207,10 +246,8 @@ class PrefixReuseLM(HFLM):
             self.n_prompt_tokens[key] += sum(n_tokens)
         columns = torch.arange(inps.shape[1], device=inps.device)
         mask = (columns < torch.tensor(n_tokens, device=inps.device)[:, None]).long()
-        with _one_line_out_of_memory(inps), self.around_call(ModelCall(inps, mask, tuple(prompts))):
+        with one_line_out_of_memory(inps), self.around_call(ModelCall(inps, mask, tuple(prompts))):
             return call(inps)
-
-    # what both need
 
     def _remember(self, input_ids: Sequence[int], text: str, n_scored: int = 1) -> Prompt:
         input_ids = tuple(input_ids)
@@ -271,25 +308,3 @@ class PrefixReuseLM(HFLM):
         """What the results file says of the model; token counts are this process's, and of all its evaluations."""
         reuse = "not used" if not self._was_tried else f"off: {self._why_off}" if self._why_off else "on"
         return {**super().get_model_info(), "prefix_cache": reuse, "prompt_tokens": dict(self.n_prompt_tokens)}
-
-
-@contextlib.contextmanager
-def _one_line_out_of_memory(rows: torch.Tensor) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"the device's memory ran out with {rows.shape[0]} prompts of up to {rows.shape[1]} tokens at a time; "
-            "lower batch_size, or max_length"
-        ) from error
-
-
-@contextlib.contextmanager
-def _no_cache_of_its_own(model: PreTrainedModel) -> Iterator[None]:
-    """Take back the kind of cache that a checkpoint's generation settings name: `generate` refuses ours beside it."""
-    config = model.generation_config
-    kind, config.cache_implementation = config.cache_implementation, None
-    try:
-        yield
-    finally:
-        config.cache_implementation = kind

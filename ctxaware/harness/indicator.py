@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctxaware.errors import InputError
 from ctxaware.harness.internals import one_line_in_lm_eval, uses_chat_template
-from ctxaware.indicator.marking import mark_messages, without_indicator
+from ctxaware.indicator.marking import ALWAYS, AUTO, MODES, NEVER, mark_messages, without_indicator
 from ctxaware.indicator.token import INDICATOR, indicator_id
 
 if TYPE_CHECKING:
@@ -13,32 +13,38 @@ if TYPE_CHECKING:
 else:
     BackEnd = object
 
-INDICATOR_MODES = ("never", "always")
-
 
 class IndicatorMixin(BackEnd):
     """Marks user messages where the harness applies the chat template. Stands before the back end's class.
 
     Args:
         indicator: `never` leaves prompts as the task makes them; `always` puts the indicator on every user
-            message, as in training, those of few-shot turns included.
+            message, as in training, those of few-shot turns included; `auto`, where the class can (`can_decide`),
+            lets the model decide of the last user message.
 
     Raises:
         InputError: another `indicator`, or the tokenizer has no `[IND]`.
     """
 
-    def __init__(self, *args: Any, indicator: str = "never", **kwargs: Any):
+    can_decide = False
+
+    def __init__(self, *args: Any, indicator: str = NEVER, **kwargs: Any):
         with one_line_in_lm_eval():
-            if indicator not in INDICATOR_MODES:
-                raise InputError(f"indicator must be one of {', '.join(INDICATOR_MODES)}, got {indicator!r}")
-            super().__init__(*args, **kwargs)
+            if indicator not in MODES:
+                raise InputError(f"indicator must be one of {', '.join(MODES)}, got {indicator!r}")
+            if indicator == AUTO and not self.can_decide:
+                raise InputError(
+                    "indicator=auto reads what the model shows while it computes a prompt, which only the harness's "
+                    "model ctxaware does; pass indicator=always or never here"
+                )
             self.indicator = indicator
-            if indicator != "never":
+            super().__init__(*args, **kwargs)
+            if indicator != NEVER:
                 indicator_id(self.tokenizer)
 
     def select_turns(self, messages: Sequence[dict]) -> list[bool]:
         """Which user messages carry the indicator, one entry each, in order."""
-        return [self.indicator == "always" for message in messages if message["role"] == "user"]
+        return [self.indicator == ALWAYS for message in messages if message["role"] == "user"]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt, with the indicator on the messages of `select_turns`; a mark that a task put there stays one."""
@@ -56,7 +62,7 @@ class IndicatorMixin(BackEnd):
     def tokenizer_name(self) -> str:
         """The name under which the harness keeps prompts (`--cache_requests`): marked ones apart."""
         name = super().tokenizer_name
-        return name if self.indicator == "never" else f"{name}-indicator-{self.indicator}"
+        return name if self.indicator == NEVER else f"{name}-indicator-{self.indicator}"
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
         """As the back end, refusing prompts that can't carry the indicator."""
@@ -74,11 +80,15 @@ class IndicatorMixin(BackEnd):
             self._require_marks([""])
         return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
 
+    def carries_indicator(self, prompt: str) -> bool:
+        """Whether a prompt has its mark, or can get one."""
+        return INDICATOR in prompt
+
     def _require_marks(self, prompts: Sequence[str]) -> None:
-        if self.indicator == "never" or not prompts:
+        if self.indicator == NEVER or not prompts:
             return
         with one_line_in_lm_eval():
-            unmarked = sum(INDICATOR not in prompt for prompt in prompts)
+            unmarked = sum(not self.carries_indicator(prompt) for prompt in prompts)
             if uses_chat_template() is False or unmarked == len(prompts):
                 raise InputError(
                     f"indicator={self.indicator} marks user messages, and these {len(prompts)} prompts did not go "

@@ -177,3 +177,58 @@ def _read_answer(cache_db: str, value: Any) -> Any:
     except (ValueError, TypeError) as error:
         raise InputError(f"the cache of answers {cache_db} does not hold JSON; remove it and run again") from error
     return tuple(answer) if isinstance(answer, list) else answer  # a log-likelihood is a pair
+
+
+def add_to_samples(of_prompt: Callable[[str], dict[str, Any]]) -> None:
+    """Let each sample that the running evaluation writes hold more, whatever its task.
+
+    Args:
+        of_prompt: what to add, by the prompt of the sample's first request.
+    """
+    tracker = _in_evaluation("evaluation_tracker")
+    if tracker is None or "save_results_samples" in vars(tracker):
+        return
+    save = tracker.save_results_samples
+
+    def save_with_more(task_name: str, samples: Any) -> None:
+        save(task_name, [{**sample, **of_prompt(sample["arguments"][0][0])} for sample in samples])
+
+    tracker.save_results_samples = save_with_more
+
+
+def keep_answer(lm: Any, kind: str, arguments: tuple, answer: Any) -> None:
+    """Keep something beside the answers that the harness keeps (`use_cache`); does nothing where it keeps none."""
+    lm.cache_hook.add_partial(kind, arguments, answer)
+
+
+def kept_answer(lm: Any, kind: str, arguments: tuple) -> Any | None:
+    """What `keep_answer` kept, in this run or in one that was interrupted; None where there is nothing."""
+    from lm_eval.api.model import hash_args
+
+    kept = lm.cache_hook.dbdict
+    return None if kept is None else kept.get(hash_args(kind, arguments))
+
+
+def refuse_kept(cache_hook: Any, marking: str | None) -> None:
+    """Refuse a file of kept answers whose prompts were marked in another way than a run's are.
+
+    Args:
+        cache_hook: of the harness; one without a file is fine.
+        marking: a name of the way of marking, where the key of an answer does not show it; None where it does.
+
+    Raises:
+        InputError: the file holds answers of another way.
+    """
+    from lm_eval.api.model import hash_args
+
+    kept = cache_hook.dbdict
+    if kept is None:
+        return
+    key = hash_args("marking", ())
+    if marking is not None and not len(kept):
+        kept[key] = marking
+    if kept.get(key) != marking:
+        raise InputError(
+            f"the kept answers (use_cache) are of {kept.get(key) or 'another indicator'}, this run is of "
+            f"{marking or 'another indicator'}, and a prompt is the same in both; pass another file"
+        )

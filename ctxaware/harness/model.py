@@ -2,6 +2,7 @@
 
 - `prefix_cache=true` (default): what prompts share is prefilled once, with the same answers (`harness/hf.py`);
 - `indicator=never|always`: `[IND]` on the user messages of any task (`harness/indicator.py`);
+- `indicator=auto`: on the last one where the model itself says that the prompt needs it (`harness/auto.py`);
 - `steer_alpha=0.3,steer_heads=retrieval|all|heads.json`: attention to all but the user's tokens scaled down, in
   prompts and answers (`harness/steering.py`).
 
@@ -17,17 +18,18 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 
 from ctxaware.errors import InputError
+from ctxaware.harness.auto import AutoMixin, longest_start
 from ctxaware.harness.hf import PrefixReuseLM
-from ctxaware.harness.indicator import IndicatorMixin
 from ctxaware.harness.internals import one_line_in_lm_eval
 from ctxaware.harness.steering import SteeringMixin
 
 
-class ContextLM(IndicatorMixin, SteeringMixin, PrefixReuseLM):
+class ContextLM(AutoMixin, SteeringMixin, PrefixReuseLM):
     """The harness's HF model with prefix reuse, the indicator and steering.
 
     Args:
-        args, kwargs: as `HFLM`, and `prefix_cache`, `prefix_cache_tokens`, `indicator`, `steer_alpha`, `steer_heads`.
+        args, kwargs: as `HFLM`, and `prefix_cache`, `prefix_cache_tokens`, `indicator`, `indicator_threshold`,
+            `steer_alpha`, `steer_heads`.
 
     Raises:
         InputError: an argument that is one of ours but for its spelling, or a value that it can't have.
@@ -50,8 +52,7 @@ class ContextLM(IndicatorMixin, SteeringMixin, PrefixReuseLM):
 
     def messages_of(self, text: str) -> list[dict] | None:
         """The messages, as sent, of which a prompt is the rendering or starts with it; None where there are none."""
-        start = text if text in self._messages else max(filter(text.startswith, self._messages), key=len, default="")
-        return self._messages.get(start)
+        return self._messages.get(longest_start(text, self._messages))
 
 
 def own_arguments(cls: type) -> set[str]:

@@ -24,7 +24,7 @@ from ctxaware.harness.settings import NeedleSettings
 
 if TYPE_CHECKING:
     from ctxaware.harness.hf import PrefixReuseLM as _Base
-    from ctxaware.harness.prefix_cache import ModelCall
+    from ctxaware.prefix_cache import ModelCall
 else:
     _Base = object
 

@@ -7,6 +7,8 @@ from ctxaware.chat import defuse, n_instructions
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import INDICATOR
 
+NEVER, ALWAYS, AUTO = MODES = ("never", "always", "auto")  # which user messages are marked; auto: the model decides
+
 
 def append_indicator(message: str) -> str:
     """`message` with the indicator after a space; one that ends in a letter or digit first gets a full stop."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctxaware.errors import InputError
+from ctxaware.indicator.marking import ALWAYS, MODES, NEVER
 from ctxaware.mt_bench.calls import CallFailed, Reply
 from ctxaware.mt_bench.endpoint import EndpointSettings
 from ctxaware.mt_bench.fastchat import load_bench, load_fastchat
@@ -31,7 +32,8 @@ class AnswerRun:
         tokenizer: with a model object its tokenizer; with `endpoint` the served model's (or its folder), which
             `indicator` needs.
         peft: an adapter's folder or hub name.
-        indicator: append `[IND]` to both user turns. The judge never sees it.
+        indicator: one of `marking.MODES`: `[IND]` on both user turns, none, or on those of which a local model says
+            that they need it. The judge never sees it.
         endpoint: an OpenAI-compatible endpoint that answers; None for a local model.
         max_new_tokens: of one answer.
         batch_size: questions that a local model answers together.
@@ -44,7 +46,7 @@ class AnswerRun:
     out: Path
     tokenizer: "str | PreTrainedTokenizerBase | None" = None
     peft: str | None = None
-    indicator: bool = False
+    indicator: str = NEVER
     endpoint: EndpointSettings | None = None
     max_new_tokens: int = MAX_NEW_TOKENS
     batch_size: int = 8
@@ -54,6 +56,8 @@ class AnswerRun:
         for name in ("max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.indicator not in MODES:
+            raise InputError(f"indicator must be one of {', '.join(MODES)}, got {self.indicator!r}")
 
 
 def answer(run: AnswerRun, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Outcome:
@@ -80,7 +84,7 @@ def answer(run: AnswerRun, on_progress: Callable[[int, int], None] = lambda done
     configuration = {
         "data": bench.sha256,
         "model": source.describe(),
-        "indicator": run.indicator,
+        "indicator": {NEVER: False, ALWAYS: True}.get(run.indicator, run.indicator),
         "max_new_tokens": run.max_new_tokens,
         "temperatures": {c: temperature_of({"category": c}, fastchat.temperature_config) for c in categories},
         "seed": run.seed,
@@ -115,6 +119,9 @@ def _row(model_id: str, question: dict[str, Any], replies: list[Reply]) -> dict[
         "finish_reasons": [reply.finish_reason for reply in replies],
         "n_tokens": [reply.n_tokens for reply in replies],
     }
+    decisions = [reply.decision for reply in replies if reply.decision]
+    if decisions:
+        choice["indicator_probability"], choice["indicator"] = map(list, zip(*decisions, strict=True))
     return {
         "question_id": question["question_id"],
         "answer_id": uuid.uuid4().hex,

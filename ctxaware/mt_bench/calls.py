@@ -25,12 +25,14 @@ class Reply:
         finish_reason: `stop`, `length` (the limit on new tokens), `window` (the end of the context window).
         n_tokens: generated tokens; None where the endpoint doesn't say.
         model: the name that the endpoint gave for itself.
+        decision: of `indicator=auto`, the probability that the turn needs its context, and whether it got `[IND]`.
     """
 
     text: str
     finish_reason: str | None = None
     n_tokens: int | None = None
     model: str | None = None
+    decision: tuple[float, bool] | None = None
 
 
 class CallFailed(Exception):

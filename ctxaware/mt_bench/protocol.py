@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ctxaware.chat import defuse
@@ -25,20 +26,20 @@ def seed_of(seed: int, question_id: int | str, turn: int, choice: int = 0) -> in
 
 
 def conversation(
-    turns: list[str], answers: list[str], indicator: bool, special: re.Pattern | None
+    turns: list[str], answers: list[str], selected: Sequence[bool], special: re.Pattern | None
 ) -> list[dict[str, str]]:
     """The messages up to the turn that is to be answered; special tokens typed in a text stay text.
 
     Args:
         turns: the question's user messages.
         answers: the model's so far; one fewer than the messages shown.
-        indicator: append `[IND]` to each user message.
+        selected: which of the user messages shown get `[IND]`.
         special: from `special_token_pattern`, or None.
     """
     messages = []
     for i, turn in enumerate(turns[: len(answers) + 1]):
         text = defuse(turn, special)
-        messages.append({"role": "user", "content": append_indicator(text) if indicator else text})
+        messages.append({"role": "user", "content": append_indicator(text) if selected[i] else text})
         if i < len(answers):
             messages.append({"role": "assistant", "content": defuse(answers[i], special)})
     return messages

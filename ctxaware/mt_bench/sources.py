@@ -1,13 +1,15 @@
 """Who answers: a local model in batches, or an endpoint."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ctxaware.auto.indicator import AutoIndicator, beside, load_auto_indicator
 from ctxaware.chat import special_token_pattern
 from ctxaware.errors import InputError
+from ctxaware.indicator.marking import ALWAYS, AUTO, NEVER
 from ctxaware.indicator.token import indicator_id
 from ctxaware.mt_bench.calls import CallFailed, Reply, run_all
 from ctxaware.mt_bench.endpoint import Endpoint, EndpointSettings, connect
@@ -65,9 +67,15 @@ def _local(run: "AnswerRun", temperature_config: dict[str, float]) -> "_Local":
     else:
         model, tokenizer = run.model, run.tokenizer
         described = {"name": "object", "weights": parameters_sha256(model)}
-    if run.indicator:
+    decides = None
+    if run.indicator != NEVER:
         indicator_id(tokenizer)
-    return _Local(run, LocalModel(model, tokenizer, run.max_new_tokens), described, temperature_config)
+    if run.indicator == AUTO:
+        name = run.peft or run.model
+        decides = load_auto_indicator(name, None, run.model) if isinstance(name, str) else beside(model, tokenizer)
+        decides.check_tokenizer(tokenizer)
+        described["auto_indicator"] = decides.describe()
+    return _Local(run, LocalModel(model, tokenizer, run.max_new_tokens), described, temperature_config, decides)
 
 
 def _place(name: str) -> str:
@@ -84,12 +92,14 @@ def _served(run: "AnswerRun", settings: EndpointSettings, temperature_config: di
         from ctxaware.models import load_tokenizer
 
         tokenizer = load_tokenizer(tokenizer)
-    if run.indicator and tokenizer is None:
+    if run.indicator == AUTO:
+        raise InputError("indicator=auto looks into a local model, which no endpoint lets it; pass always or never")
+    if run.indicator != NEVER and tokenizer is None:
         raise InputError(
             "the indicator through an endpoint needs the served model's tokenizer: nothing else says whether [IND] is "
             "a token there"
         )
-    if run.indicator:
+    if run.indicator != NEVER:
         indicator_id(tokenizer)
     return _Served(run, run.model, connect(settings), settings.parallel, tokenizer, temperature_config)
 
@@ -100,6 +110,7 @@ class _Local:
     model: "LocalModel"
     described: dict[str, Any]
     temperature_config: dict[str, float]
+    decides: AutoIndicator | None = None
 
     def describe(self) -> dict[str, Any]:
         return self.described | self.model.describe()
@@ -125,12 +136,23 @@ class _Local:
                 if isinstance(replies, CallFailed) or turn >= len(question["turns"]):
                     continue
                 texts = [reply.text for reply in replies]
+                earlier = [bool(reply.decision and reply.decision[1]) for reply in replies]
+                is_marked = self.run.indicator == ALWAYS
+                selected = [*(earlier if self.decides else [is_marked] * turn), is_marked]
                 rows.append((i, replies))
-                conversations.append(conversation(question["turns"], texts, self.run.indicator, self.model.special))
+                conversations.append(conversation(question["turns"], texts, selected, self.model.special))
                 seeds.append(seed_of(self.run.seed, question["question_id"], turn))
+            decisions: list[tuple[float, bool] | None] = [None] * len(rows)
+            if self.decides and rows:
+                decided = self.decides.decide(self.model.model, self.model.tokenizer, conversations)
+                conversations = [each.messages for each in decided]
+                decisions = [(each.probability, each.is_marked) for each in decided]
             answers = self.model.answer(conversations, temperature, seeds) if rows else []
-            for (i, replies), reply in zip(rows, answers, strict=True):
-                results[i] = reply if isinstance(reply, CallFailed) else [*replies, reply]
+            for (i, replies), reply, decision in zip(rows, answers, decisions, strict=True):
+                if isinstance(reply, CallFailed):
+                    results[i] = reply
+                else:
+                    results[i] = [*replies, replace(reply, decision=decision)]
         return results
 
 
@@ -154,7 +176,8 @@ class _Served:
             replies: list[Reply] = []
             degree = temperature_of(question, self.temperature_config)
             for turn in range(len(question["turns"])):
-                messages = conversation(question["turns"], [r.text for r in replies], run.indicator, special)
+                selected = [run.indicator == ALWAYS] * (turn + 1)
+                messages = conversation(question["turns"], [r.text for r in replies], selected, special)
                 own_seed = seed_of(run.seed, question["question_id"], turn) if degree > 0 else None
                 replies.append(self.endpoint.chat(self.name, messages, degree, run.max_new_tokens, own_seed))
             return replies

@@ -7,6 +7,7 @@ from ctxaware import plots
 from ctxaware.mt_bench.summary import Results
 from ctxaware.report import pictures
 from ctxaware.report.allocation import summary
+from ctxaware.report.auto import table as auto_table
 from ctxaware.report.collect import Found, Training
 from ctxaware.report.page import Section
 from ctxaware.report.stored import interval_of
@@ -62,6 +63,15 @@ def steering(collected: Found) -> Section:
         title = f"{name}: steering with α = {of['alpha']:g}"
         section.tables.append(Table(title, ("condition", *map(title_of, tasks)), rows, note))
         section.pictures.append(pictures.steering(name, of))
+    return section
+
+
+def automatic(collected: Found) -> Section:
+    """What the automatic indicator does to prompts of five kinds, from `ctxaware auto evaluate`."""
+    section = Section("auto", "The automatic indicator")
+    for name, of in collected.auto.items():
+        shown = auto_table(of)
+        section.tables.append(Table(f"{name}: {shown.title}", shown.columns, shown.rows, shown.note))
     return section
 
 

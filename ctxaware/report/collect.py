@@ -19,7 +19,7 @@ from ctxaware.runs.shapes import check_shape
 from ctxaware.scores.table import Scores, read_scores
 from ctxaware.training.checkpoints import DATA, WATCH
 
-STATISTICS, STEERING, HEADS = "statistics.json", "steer.json", "heads.json"
+STATISTICS, STEERING, HEADS, AUTO = "statistics.json", "steer.json", "heads.json", "auto_evaluation.json"
 _PASSED_OVER = ("checkpoint-", ".")  # starts of the names of folders that hold no results
 
 
@@ -66,6 +66,7 @@ class Found:
         attention: shares of attention, of `ctxaware attention`.
         heads: what `ctxaware heads` wrote.
         steering: what `ctxaware steer` wrote as `steer.json`.
+        auto: what `ctxaware auto evaluate` wrote as `auto_evaluation.json`.
         left_out: what could not be read or was passed over, a line each.
     """
 
@@ -77,6 +78,7 @@ class Found:
     attention: dict[str, list[ModelShares]] = field(default_factory=dict)
     heads: dict[str, dict] = field(default_factory=dict)
     steering: dict[str, dict] = field(default_factory=dict)
+    auto: dict[str, dict] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
 
@@ -226,6 +228,8 @@ def _read_other(run: str, root: Path, path: Path, collected: Found) -> None:
             _put(collected.heads, name, read_heads(path))
         elif path.name == STEERING:
             _put(collected.steering, name, read_steering(path))
+        elif path.name == AUTO:
+            _put(collected.auto, name, read_json(path))
     except TwoOfOneName:
         raise
     except (InputError, KeyError, OSError) as error:

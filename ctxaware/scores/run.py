@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctxaware.data.conversations import find_file
-from ctxaware.errors import InputError, first_line
-from ctxaware.models import choose_dtype, load_config, load_model, load_tokenizer, model_fingerprint
+from ctxaware.errors import InputError
+from ctxaware.models import choose_device, choose_dtype, load_config, load_model, load_tokenizer, model_fingerprint
 from ctxaware.runs.processes import on_main
 from ctxaware.runs.progress import progress_bar
 from ctxaware.scores import shards
@@ -48,7 +48,8 @@ def score_file(run: ScoreRun) -> dict[str, str]:
     from accelerate import PartialState
 
     state = PartialState(cpu=run.device == "cpu")
-    device = _device(run.device, state)
+    # of many processes each has its own
+    device = state.device if run.device is None or state.num_processes > 1 else choose_device(run.device)
     manifest = on_main(state, lambda: _manifest(run, device))
     with shards.claimed(run.out, manifest, state) as todo:
         if todo is None:
@@ -58,25 +59,6 @@ def score_file(run: ScoreRun) -> dict[str, str]:
             _score_mine(run, manifest, mine, device, state)
         state.wait_for_everyone()
         return on_main(state, lambda: shards.join_shards(run.out, manifest))
-
-
-def _device(name: str | None, state: "PartialState") -> "torch.device":
-    import torch
-
-    if name is None or state.num_processes > 1:  # of many processes each has its own
-        return state.device
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device must be one like cpu, cuda or cuda:1, got {name!r}") from error
-    try:
-        torch.zeros(1, device=device).item()
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # not there, not built for it, or meta
-        raise InputError(f"device {name!r} can't be used here: {first_line(error)}", "pass {device} cpu") from error
-    return device
 
 
 def _manifest(run: ScoreRun, device: "torch.device") -> shards.Manifest:

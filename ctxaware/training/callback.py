@@ -82,6 +82,7 @@ class DataSelectionCallback(TrainerCallback):
         self.table, self.encode, self.threshold = TurnTable(conversations), encode, threshold
         self.scores, self.rescore_layer = scores, rescore_layer
         self.trainer: Any = None  # of `attach`
+        self.last_scores = np.zeros(0)  # of the selection that is in the table
         if scores is None and rescore_layer is None:
             raise InputError("data selection needs scores", "pass {scores}, {seed_model} or {rescore_each_epoch} true")
         if scores is not None and len(scores) != len(self.table):
@@ -135,7 +136,7 @@ class DataSelectionCallback(TrainerCallback):
         self._select(name, scores)
 
     def _fill(self, scores: np.ndarray) -> np.ndarray:
-        selected = above_threshold(scores, self.threshold)
+        selected, self.last_scores = above_threshold(scores, self.threshold), scores
         self.table.selected.copy_(torch.from_numpy(selected))
         return selected
 

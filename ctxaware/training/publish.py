@@ -10,7 +10,7 @@ from ctxaware.training.arguments import TrainingConfig
 PUBLISHED = (
     *("README.md", "config.json", "generation_config.json", "adapter_config.json", "*.safetensors"),
     *("*.safetensors.index.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-    *("vocab.json", "merges.txt", "spiece.model", "selection/*.parquet"),
+    *("vocab.json", "merges.txt", "spiece.model", "selection/*.parquet", "auto_indicator.json"),
 )
 
 

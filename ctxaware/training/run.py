@@ -22,6 +22,8 @@ from ctxaware.runs.ending import ends_in_one_line
 from ctxaware.runs.processes import on_main
 from ctxaware.runs.secrets import redacted
 from ctxaware.training.arguments import Arguments, TrainingConfig
+from ctxaware.training.auto_indicator import fit_auto_indicator
+from ctxaware.training.callback import DataSelectionCallback
 from ctxaware.training.checkpoints import DATA, claim_output, mark_finished, newest_complete, refuse_foreign_folder
 from ctxaware.training.free import changes_weights
 from ctxaware.training.health import FailedTrainingError, check_trained
@@ -123,8 +125,13 @@ def load_conversations(arguments: Arguments) -> Dataset:
     return Dataset.from_parquet(str(find_file(folder)))
 
 
-def train_and_save(trainer: SFTTrainer, arguments: Arguments) -> None:
+def train_and_save(trainer: SFTTrainer, arguments: Arguments, selection: DataSelectionCallback | None = None) -> None:
     """Train, from the newest complete checkpoint if there is one, and save model and tokenizer.
+
+    Args:
+        trainer: what `build_trainer` made.
+        arguments: of the run.
+        selection: of the indicator recipe, whose model also gets its automatic indicator.
 
     Raises:
         FailedTrainingError: training went wrong; the run is not finished.
@@ -142,6 +149,8 @@ def train_and_save(trainer: SFTTrainer, arguments: Arguments) -> None:
     trainer.create_model_card(model_name=out.name)  # last: PEFT has written one of its own
     if arguments.run.merge:
         on_main(PartialState(), lambda: _merge(trainer, arguments, out / "merged"))
+    if selection:
+        say(on_main(PartialState(), lambda: fit_auto_indicator(trainer, arguments, selection)))
     on_main(PartialState(), lambda: mark_finished(out))
     say(f"saved to {out}")
     if arguments.training.push_to_hub:

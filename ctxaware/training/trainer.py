@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer, get_peft_config, get_quantization_config
 
@@ -36,7 +37,8 @@ def build_trainer(arguments: Arguments, base: str, tokenizer: PreTrainedTokenize
                 f"{INDICATOR}; pass a base that sft_indicator.py prepared for an adapter, or one without the token"
             )
         with whole_models(arguments.training.deepspeed_plugin):
-            peft_config.trainable_token_indices = {_embedding_name(base, revision): [indicator_id(tokenizer)]}
+            names = _embedding_names(base, revision)
+        peft_config.trainable_token_indices = {name: [indicator_id(tokenizer)] for name in names}
     if peft_config is not None:
         peft_config.revision = revision  # where the base is found again
     try:
@@ -57,6 +59,8 @@ def build_trainer(arguments: Arguments, base: str, tokenizer: PreTrainedTokenize
             "leave out {merge}, and merge the saved adapter with PEFT's merge_and_unload",
         )
     trainer.arguments = arguments
+    if isinstance(head := trainer.model.get_output_embeddings(), AuxiliaryTrainingWrapper):
+        head.bias = None  # TRL's fused head asks for it, and PEFT's wrapper passes on the weight alone
     for parameter in trainer.model.parameters():
         if peft_config is not None and parameter.requires_grad:
             # TRL makes those of a 4-bit model bfloat16, from which a run that is taken up would diverge
@@ -64,11 +68,21 @@ def build_trainer(arguments: Arguments, base: str, tokenizer: PreTrainedTokenize
     return trainer
 
 
-def _embedding_name(base: str, revision: str | None) -> str:
-    """The name that PEFT looks for: the last part of the path of the input embedding's module."""
+def _embedding_names(base: str, revision: str | None) -> list[str]:
+    """The names that PEFT looks for, the last part of a module's path: of the input embedding and the output matrix.
+
+    Without its row of the output matrix, which starts as the mean of the others, no model could ever predict `[IND]`:
+    by Jensen's inequality its probability would stay below one in the size of the vocabulary. An output matrix with a
+    bias is left out: PEFT's layer would drop the bias.
+    """
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(load_config(base, revision))
-    embedding = model.get_input_embeddings()
-    return next(name for name, module in model.named_modules() if module is embedding).rpartition(".")[2]
+    head = model.get_output_embeddings()
+    chosen = [
+        model.get_input_embeddings(),
+        *([] if head is None or getattr(head, "bias", None) is not None else [head]),
+    ]
+    names = {module: name.rpartition(".")[2] for name, module in model.named_modules()}
+    return [names[module] for module in chosen]

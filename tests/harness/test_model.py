@@ -17,8 +17,8 @@ from ctxaware import ContextLM
 from ctxaware.errors import InputError
 from ctxaware.harness.indicator import IndicatorMixin
 from ctxaware.harness.paths import tasks_folder
-from ctxaware.harness.prefix_cache import PrefixCache
 from ctxaware.indicator.token import add_indicator, indicator_id
+from ctxaware.prefix_cache import PrefixCache
 
 TASKS = tasks_folder()
 SMALL = {"source": "builtin", "max_context_length": 600, "num_context_lengths": 2, "num_depths": 3}
@@ -262,7 +262,7 @@ def test_out_of_memory_without_a_cache_is_one_line(make, monkeypatch):
         ({"prefix_cach": True}, "unknown model argument 'prefix_cach'; did you mean 'prefix_cache'"),
         ({"indicators": "always"}, "unknown model argument 'indicators'; did you mean 'indicator'"),
         ({"prefix_cache_token": 5}, "did you mean 'prefix_cache_tokens'"),
-        ({"indicator": "sometimes"}, "indicator must be one of never, always, got 'sometimes'"),
+        ({"indicator": "sometimes"}, "indicator must be one of never, always, auto, got 'sometimes'"),
         ({"prefix_cache": "yes"}, "prefix_cache must be true or false, got 'yes'"),
         ({"prefix_cache_tokens": 0}, "prefix_cache_tokens must be a whole number over 0, got 0"),
     ],

@@ -9,6 +9,7 @@ from support.mt_bench import run_answer as answer
 from support.server import Say
 
 from ctxaware.errors import InputError
+from ctxaware.indicator.marking import ALWAYS
 from ctxaware.indicator.token import INDICATOR, add_indicator, indicator_id
 from ctxaware.mt_bench.generate import LocalModel
 from ctxaware.mt_bench.protocol import seed_of
@@ -140,7 +141,7 @@ def test_the_indicator_is_one_token_on_both_user_turns_and_typed_ones_are_text(d
         return real(self, prompts, *rest)
 
     monkeypatch.setattr(LocalModel, "_generate", spy)
-    answer(model, "m", data_dir, out, tokenizer=with_token, indicator=True, **FEW)
+    answer(model, "m", data_dir, out, tokenizer=with_token, indicator=ALWAYS, **FEW)
     mark, end = indicator_id(with_token), with_token.convert_tokens_to_ids("<|im_end|>")
     n_messages = [2] * 5 + [4] * 5  # and the template's own system message
     assert sorted(ids.count(mark) for ids in seen) == [1] * 5 + [2] * 5
@@ -153,7 +154,7 @@ def test_the_indicator_is_one_token_on_both_user_turns_and_typed_ones_are_text(d
 
 def test_a_tokenizer_without_the_indicator_is_refused(model, tokenizer, data_dir, out):
     with pytest.raises(InputError, match=r"no single \[IND\] token"):
-        answer(model, "m", data_dir, out, tokenizer=tokenizer, indicator=True)
+        answer(model, "m", data_dir, out, tokenizer=tokenizer, indicator=ALWAYS)
     assert not out.exists()
 
 
@@ -237,11 +238,11 @@ def test_an_endpoint_answers_both_turns_and_a_bad_answer_is_asked_for_again(serv
 
 def test_an_endpoint_with_the_indicator_needs_a_tokenizer_that_has_it(server, tokenizer, data_dir, out, tmp_path):
     with pytest.raises(InputError, match="served model's tokenizer"):
-        answer("served", "m", data_dir, out, base_url=server.url, indicator=True)
+        answer("served", "m", data_dir, out, base_url=server.url, indicator=ALWAYS)
     with_token = copy.deepcopy(tokenizer)
     add_indicator(with_token)
     with_token.save_pretrained(tmp_path / "tokenizer")
-    answer("served", "m", data_dir, out, base_url=server.url, indicator=True, tokenizer=str(tmp_path / "tokenizer"))
+    answer("served", "m", data_dir, out, base_url=server.url, indicator=ALWAYS, tokenizer=str(tmp_path / "tokenizer"))
     users = [m["content"] for body in server.bodies for m in body["messages"] if m["role"] == "user"]
     assert len(users) == 4 + 8
     assert all(text.endswith(f" {INDICATOR}") for text in users)
@@ -289,3 +290,44 @@ def test_the_manifest_says_how_the_answers_were_made(model, tokenizer, data_dir,
     assert (settings["max_new_tokens"], settings["seed"], settings["indicator"]) == (12, 0, False)
     assert settings["model"]["window_tokens"] == 2048
     assert {"fschat", "openai", "torch", "transformers"} <= manifest["runs"][0]["versions"].keys()
+
+
+def test_auto_marks_the_turns_that_the_model_says_and_the_rows_tell(data_dir, out, tokenizer, monkeypatch):
+    from support.auto import make_indicator
+
+    from ctxaware import auto
+    from ctxaware.mt_bench import sources
+
+    with_token = copy.deepcopy(tokenizer)
+    model = tiny_model(tokenizer)
+    add_indicator(with_token, model)
+    monkeypatch.setattr(sources, "beside", lambda *_: make_indicator(with_token))
+    arguments = {"tokenizer": with_token, **FEW}
+    first = [[{"role": "user", "content": question["turns"][0]}] for question in QUESTIONS]
+    p = sorted(auto.probabilities(model, with_token, first, make_indicator(with_token)))
+    half = make_indicator(with_token, threshold=(p[1] + p[2]) / 2)
+    monkeypatch.setattr(sources, "beside", lambda *_: half)
+    seen = []
+    real = LocalModel._generate
+    monkeypatch.setattr(LocalModel, "_generate", lambda self, ids, *rest: seen.extend(ids) or real(self, ids, *rest))
+    path = answer(model, "m", data_dir, out, indicator="auto", **arguments).path
+    mark, decided = indicator_id(with_token), []
+    for row in read_jsonl(path):
+        choice = row["choices"][0]
+        decided.append(choice["indicator"])
+        assert choice["indicator"] == [p > half.threshold for p in choice["indicator_probability"]]
+    assert sum(marks[0] for marks in decided) == 2
+    expected = [marks[0] for marks in decided] + [sum(marks) for marks in decided]  # of the second turn: both
+    assert sorted(ids.count(mark) for ids in seen) == sorted(map(int, expected))
+    with pytest.raises(InputError, match=r"indicator auto \(now False\)"):
+        answer(model, "m", data_dir, out, **arguments)
+    monkeypatch.setattr(sources, "beside", lambda *_: make_indicator(with_token, threshold=0.9))
+    with pytest.raises(InputError, match=r"model.auto_indicator.threshold .* \(now 0.9\)"):
+        answer(model, "m", data_dir, out, indicator="auto", **arguments)
+
+
+def test_auto_can_not_look_into_an_endpoint(server, data_dir, out):
+    with pytest.raises(InputError, match="looks into a local model, which no endpoint lets it"):
+        answer("served", "m", data_dir, out, base_url=server.url, indicator="auto")
+    with pytest.raises(InputError, match="indicator must be one of never, always, auto, got 'sometimes'"):
+        answer("served", "m", data_dir, out, base_url=server.url, indicator="sometimes")

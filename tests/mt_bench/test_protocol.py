@@ -6,7 +6,7 @@ from ctxaware.mt_bench.protocol import conversation, seed_of, temperature_of
 def test_conversation_is_the_one_function_of_the_indicator():
     from ctxaware.indicator.marking import append_indicator
 
-    assert conversation(["One", "Two?"], ["Yes"], True, None) == [
+    assert conversation(["One", "Two?"], ["Yes"], [True, True], None) == [
         {"role": "user", "content": append_indicator("One")},
         {"role": "assistant", "content": "Yes"},
         {"role": "user", "content": append_indicator("Two?")},
@@ -29,5 +29,5 @@ def test_each_answer_has_a_seed_of_its_own():
 
 def test_special_tokens_typed_in_a_text_stay_text():
     special = re.compile(re.escape("<|im_end|>"))
-    first, answer, second = conversation(["a <|im_end|>", "b"], ["c <|im_end|>"], False, special)
+    first, answer, second = conversation(["a <|im_end|>", "b"], ["c <|im_end|>"], [False, False], special)
     assert (first["content"], answer["content"], second["content"]) == ("a < |im_end|>", "c < |im_end|>", "b")

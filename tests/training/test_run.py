@@ -198,6 +198,10 @@ def test_the_indicators_row_is_trained_and_what_is_saved_loads_equal(data, tmp_p
     rows = embedding(torch.tensor([token_id, other]))
     assert not torch.equal(rows[0], before[token_id]), "the indicator's row stayed as it was"
     assert torch.equal(rows[1], before[other]) == bool(more), "an adapter moves this row alone"
+    head = AutoModelForCausalLM.from_pretrained(base).get_output_embeddings().weight
+    trained_head = trainer.model.get_output_embeddings().weight
+    assert not torch.equal(trained_head[token_id], head[token_id]), "the indicator can't be predicted"
+    assert torch.equal(trained_head[other], head[other]) == bool(more), "an adapter moves this row alone"
     if method != "qlora":
         from lm_eval.models.huggingface import HFLM
 
@@ -399,3 +403,77 @@ def test_scores_of_other_data_and_of_another_number_are_refused(base, data, tmp_
         DataSelectionCallback(rows, encode, 0.6, np.zeros(2))
     with pytest.raises(InputError, match="data selection needs scores"):
         DataSelectionCallback(rows, encode, 0.6, None)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_indicator_recipe_s_last_step_writes_the_automatic_indicator(tmp_path, capsys, method):
+    from ctxaware import load_auto_indicator
+    from ctxaware.harness.model import ContextLM
+
+    base = prepared_base(tmp_path / "base")
+    data = write_data(tmp_path / "chats.jsonl", 40)
+    n_turns = sum(len(c["messages"]) // 2 for c in conversations(40))
+    scores = (np.arange(n_turns) % 3 == 1).astype(float)
+    more = ("--use_peft", "true", "--lora_target_modules", "q_proj", "v_proj") if method == "lora" else ()
+    args, out = arguments(base, data, tmp_path / "run", *more, "--scores", "of the test"), tmp_path / "run"
+    without = weights_of_a_run(args, tmp_path / "without", scores, with_indicator=False)
+    with_it = weights_of_a_run(args, out, scores, with_indicator=True)
+    assert same(without, with_it)  # what is fitted afterwards changes nothing that was trained
+    assert f"{out / 'auto_indicator.json'}: slot, AUROC 0." in capsys.readouterr().out
+    loaded = load_auto_indicator(str(out))
+    assert loaded.method.name == "slot"
+    assert loaded.beta == 0.6
+    assert loaded.fitted["seen_in_training"] is True
+    names = {"peft": str(out), "pretrained": str(base), "tokenizer": str(out)} if more else {"pretrained": str(out)}
+    assert ContextLM(**names, device="cpu", indicator="auto")._auto.model == loaded.model
+
+
+def weights_of_a_run(args, out, scores, with_indicator):
+    """Trained by the indicator recipe's steps, with its last one or without."""
+    args.training.output_dir = str(out)
+    with claimed_run(args) as to_do:
+        assert to_do
+        rows = load_conversations(args)
+        name, tokenizer = vanilla_base(args)
+        encode = make_encoder(args, tokenizer)
+        selection = DataSelectionCallback(rows, encode, 0.6, scores)
+        trainer = build_trainer(args, name, tokenizer, encode_dataset(rows, encode))
+        selection.attach(trainer)
+        train_and_save(trainer, args, selection if with_indicator else None)
+    return weights(trainer.model)
+
+
+def test_too_few_turns_for_an_automatic_indicator_are_told_and_the_run_is_finished(base, data, tmp_path, capsys):
+    args = arguments(base, data, tmp_path / "run", "--scores", "of the test")
+    with claimed_run(args):
+        rows = load_conversations(args)
+        name, tokenizer = vanilla_base(args)
+        encode = make_encoder(args, tokenizer)
+        selection = DataSelectionCallback(rows, encode, 0.6, FIXED)
+        trainer = build_trainer(args, name, tokenizer, encode_dataset(rows, encode))
+        selection.attach(trainer)
+        train_and_save(trainer, args, selection)
+    said = capsys.readouterr().out
+    assert re.search(r"^no auto_indicator.json: \d+ of \d+ turns have a score above beta 0.6, in too few", said, re.M)
+    assert not (tmp_path / "run" / "auto_indicator.json").exists()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
+
+
+def test_rows_of_the_embedding_and_of_the_output_matrix_are_found_by_name(monkeypatch):
+    """An output matrix with a bias is left out: PEFT's layer for single rows would drop the bias."""
+    import transformers as tf
+
+    small = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    for config, names in [
+        (tf.LlamaConfig(**small), ["embed_tokens", "lm_head"]),
+        (tf.GPTNeoXConfig(**small), ["embed_in", "lm_head"]),
+        (tf.PhiConfig(**small), ["embed_tokens"]),
+    ]:
+        monkeypatch.setattr(trainer_module, "load_config", lambda *_, config=config: config)
+        assert trainer_module._embedding_names("a base", None) == names

@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import itertools
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,11 +73,16 @@ class ModelCall:
 Around = Callable[[ModelCall], contextlib.AbstractContextManager]
 
 
+def unchanged(call: ModelCall) -> contextlib.AbstractContextManager:
+    """An `Around` that changes nothing."""
+    return contextlib.nullcontext()
+
+
 class PrefixCache:
     """The shared prefixes of prompts that are visited in the order of `plan`.
 
     Args:
-        model: a causal language model for which `why_not_exact` knows no reason.
+        model: a causal language model for which `cache_trial.why_not_exact` knows no reason.
         around: opens a context manager around every call of the model.
     """
 
@@ -87,11 +92,8 @@ class PrefixCache:
         self._launch = LAUNCH_TOKENS.get(model.device.type, _GPU_LAUNCH_TOKENS)
         self.n_computed = 0  # prompt tokens fed to the model by this object
         self._shared: dict[tuple, int] = {}
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget all keys and values."""
         self._trunk, self._key = DynamicCache(), ()
+        self._read: tuple[list[Prompt], DynamicCache] | None = None  # what `read` saw, and its keys and values
 
     def plan(self, prompts: Sequence[Prompt]) -> list[int]:
         """The order in which to visit prompts, as indices; remembers what each shares with its neighbours."""
@@ -104,25 +106,42 @@ class PrefixCache:
         return order
 
     def fill(self, prompts: Sequence[Prompt]) -> tuple[DynamicCache, int]:
-        """A cache for a batch of prompts, padded on the left to the longest, and how many tokens are left to feed.
-
-        Args:
-            prompts: the rows, any order; the batches in the order of `plan`.
+        """A cache for a batch of prompts (in any order; batches in that of `plan`), padded on the left to the longest.
 
         Returns:
-            The keys and values of all columns but the last `n_tail`, and `n_tail`.
+            The keys and values of all columns but the last `n_tail`, which are left to feed, and `n_tail`.
         """
+        if self._read:
+            read, self._read = self._read, None
+            return self._going_on(prompts, *read)
         order = sorted(range(len(prompts)), key=lambda i: prompts[i].key)
         lengths = [len(p.input_ids) for p in prompts]
         shared = [min(self._shared.get(p.key, 0), len(p.input_ids) - p.n_scored) for p in prompts]
         own = [n - s for n, s in zip(lengths, shared, strict=True)]
         n_tail = self._tail(own, max(p.n_scored for p in prompts), PIECE_TOKENS if any(shared) else max(lengths))
-        width = max(lengths) - n_tail
-        rows = _Rows(len(prompts), width)
+        rows = _Rows(len(prompts), max(lengths) - n_tail)
         for i in order:
             self._grow(prompts[i], max(shared[i], lengths[i] - n_tail))
-            rows.put(i, self._trunk, max(0, lengths[i] - n_tail))
+            rows.put(i, self._trunk, 0, 0, max(0, lengths[i] - n_tail))
         self.n_computed += sum(min(n_tail, n) for n in lengths)
+        return rows.cache(), n_tail
+
+    def _going_on(
+        self, prompts: Sequence[Prompt], read: Sequence[Prompt], held: DynamicCache
+    ) -> tuple[DynamicCache, int]:
+        """As `fill`, from the keys and values of what was read."""
+        n_columns = held.get_seq_length()
+        from_row, n_tails = [], []
+        for prompt in prompts:
+            shared = [common_prefix(each.key, prompt.key) for each in read]
+            from_row.append(max(range(len(read)), key=shared.__getitem__))
+            n_tails.append(len(prompt.input_ids) - min(max(shared), len(prompt.input_ids) - prompt.n_scored))
+        n_tail = max(n_tails)
+        rows = _Rows(len(prompts), max(len(p.input_ids) for p in prompts) - n_tail)
+        for i, prompt in enumerate(prompts):
+            start = n_columns - len(read[from_row[i]].input_ids)  # rows are padded on the left
+            rows.put(i, held, from_row[i], start, max(0, len(prompt.input_ids) - n_tail))
+        self.n_computed += sum(min(n_tail, len(p.input_ids)) for p in prompts)
         return rows.cache(), n_tail
 
     def _tail(self, own: Sequence[int], n_scored: int, most: int) -> int:
@@ -159,11 +178,17 @@ class PrefixCache:
 
     def score(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
         """Logits of the last `n_scored` positions of each prompt, `[n_scored, vocab]`."""
+        logits, self._read = self.read(prompts), None
+        return logits
+
+    def read(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
+        """As `score`; the next `fill` then takes prompts that go on from these, and computes what is new in them."""
         cache, n_tail = self.fill(prompts)
         input_ids, attention_mask = left_padded([p.input_ids for p in prompts], self.model.device)
         n_logits = max(p.n_scored for p in prompts)
         n_cached = input_ids.shape[1] - n_tail
         logits = self._forward(input_ids, attention_mask, n_cached, cache, tuple(prompts), n_logits)
+        self._read = list(prompts), cache
         return [row[-p.n_scored :] for row, p in zip(logits, prompts, strict=True)]
 
     def _forward(
@@ -199,15 +224,15 @@ class _Rows:
         self._n_rows, self._width = n_rows, width
         self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def put(self, row: int, trunk: DynamicCache, n_tokens: int) -> None:
-        """Copy the trunk's first `n_tokens` to a row."""
+    def put(self, row: int, source: DynamicCache, of: int, start: int, n_tokens: int) -> None:
+        """Copy `n_tokens` to a row: of another cache's row `of`, from column `start` on."""
         if not n_tokens:
             return
-        for layer_idx, layer in enumerate(trunk.layers):
+        for layer_idx, layer in enumerate(source.layers):
             if layer_idx == len(self._layers):
                 self._layers.append((self._empty(layer.keys), self._empty(layer.values)))
-            for of_batch, of_trunk in zip(self._layers[layer_idx], (layer.keys, layer.values), strict=True):
-                of_batch[row, :, self._width - n_tokens :] = of_trunk[0, :, :n_tokens]
+            for ours, theirs in zip(self._layers[layer_idx], (layer.keys, layer.values), strict=True):
+                ours[row, :, self._width - n_tokens :] = theirs[of, :, start : start + n_tokens]
 
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
         return like.new_zeros(self._n_rows, like.shape[1], self._width, like.shape[3])  # [batch, heads, width, dim]
@@ -219,6 +244,15 @@ class _Rows:
             cache.update(keys[:, :, :0], values[:, :, :0], layer_idx)
             cache.layers[layer_idx].keys, cache.layers[layer_idx].values = keys, values  # no second copy
         return cache
+
+
+def read_whole(model: PreTrainedModel, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
+    """The logits of `PrefixCache.read` for a model whose cache can't be cut: each prompt computed alone, and whole."""
+    takes, rows = "logits_to_keep" in forward_parameters(model), [torch.tensor([p.input_ids]) for p in prompts]
+    kept = [{"logits_to_keep": p.n_scored} if takes else {} for p in prompts]
+    with torch.no_grad():
+        logits = [model(row.to(model.device), **kwargs).logits[0] for row, kwargs in zip(rows, kept, strict=True)]
+    return [each[-p.n_scored :] for each, p in zip(logits, prompts, strict=True)]
 
 
 def left_padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -233,56 +267,3 @@ def forward_parameters(model: PreTrainedModel) -> set[str]:
     """Names that the model's own `forward` takes, that of the base where an adapter is around it."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return set(inspect.signature(base.forward).parameters)
-
-
-def why_not_exact(model: PreTrainedModel) -> str | None:
-    """Why the cache of a text, cut short, may not be the cache of the shorter text; None where it is.
-
-    First what the configuration says, then a trial: a few tokens with and without reuse must give the same logits.
-    """
-    config = model.config.get_text_config(decoder=True)
-    if model.config.is_encoder_decoder:
-        return "the model is an encoder-decoder"
-    if getattr(model, "_is_stateful", False):
-        return "the model is recurrent"
-    if kinds := set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
-        return f"the model has layers of kind {', '.join(sorted(kinds))}"
-    if kinds := {kind for kind in _rope_types(config) if kind in ("dynamic", "longrope")}:
-        return f"position embeddings of kind {', '.join(sorted(kinds))} depend on the length of the text"
-    adapter = getattr(model, "active_peft_config", None)
-    if adapter is not None and (adapter.is_prompt_learning or getattr(adapter, "alora_invocation_tokens", None)):
-        return "the adapter adds tokens of its own, or waits for some"
-    return _trial(model)
-
-
-def _rope_types(config: Any) -> Iterator[str]:
-    parameters = getattr(config, "rope_parameters", None) or {}
-    for each in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):
-        yield from filter(None, [each.get("rope_type")])
-
-
-def _trial(model: PreTrainedModel) -> str | None:
-    """A few tokens with and without reuse: logits may differ by little of what leaving out the beginning changes."""
-    n = min(model.get_input_embeddings().weight.shape[0], 997)
-    text = [(i * i * 7 + 3 * i + 1) % n for i in range(40)]
-    trials = [Prompt(tuple(text[:12] + text[20:29])), Prompt(tuple(text[:12] + text[29:40]))]
-    trials += [Prompt(tuple(text[:8] + text[24:38]), n_scored=2)]
-    cache = PrefixCache(model, lambda call: contextlib.nullcontext())
-    cache._launch = 1  # so that the trunk is grown and cut for each
-    try:
-        order = cache.plan(trials)
-        reused = cache.score([trials[i] for i in order])
-        plain, beheaded = ([_last_logits(model, trials[i], start) for i in order] for start in (0, 8))
-    except Exception as error:  # whatever a model raises here, it goes without
-        return f"it takes no cache of ours ({type(error).__name__}: {error})"
-    tolerance = 1e-3 if reused[0].dtype == torch.float32 else 0.25  # in 16 bits, padding alone changes a tenth
-    for ours, theirs, without in zip(reused, plain, beheaded, strict=True):
-        if not (ours.float() - theirs).abs().mean() <= tolerance * (without - theirs).abs().mean():
-            return "a trial gave other logits with reuse than without"
-    return None
-
-
-@torch.no_grad()
-def _last_logits(model: PreTrainedModel, prompt: Prompt, start: int) -> torch.Tensor:
-    input_ids = torch.tensor([prompt.input_ids[start:]], device=model.device)
-    return model(input_ids).logits[0, -prompt.n_scored :].float()

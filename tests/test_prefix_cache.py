@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.architectures import CONFIGS, random_model
 
+from ctxaware import prefix_cache
+from ctxaware.cache_trial import why_not_exact
 from ctxaware.demo import demo_model
 from ctxaware.errors import InputError
-from ctxaware.harness import prefix_cache
-from ctxaware.harness.prefix_cache import PrefixCache, Prompt, common_prefix, why_not_exact
+from ctxaware.prefix_cache import PrefixCache, Prompt, common_prefix
 
 RNG = torch.Generator().manual_seed(0)
 HAYSTACK = torch.randint(3, 60, (60,), generator=RNG).tolist()

@@ -1,0 +1,134 @@
+"""Log-odds → probabilities, fitted by scikit-learn, kept as a few numbers; and how good probabilities are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ctxaware.errors import InputError
+
+ISOTONIC, PLATT = "isotonic", "platt"
+ISOTONIC_FROM = 1000  # turns; with fewer, isotonic regression follows chance (scikit-learn's advice)
+N_BINS = 15
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A monotone map from log-odds to probabilities.
+
+    Attributes:
+        kind: `isotonic` (knots, straight between them) or `platt` (a logistic curve).
+        x: log-odds of the knots, ascending; for `platt` the slope alone.
+        y: probability at each knot; for `platt` the intercept alone.
+    """
+
+    kind: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+    def __call__(self, log_odds: Sequence[float] | np.ndarray) -> np.ndarray:
+        """float64 `[n]`, 0–1."""
+        values = np.asarray(log_odds, dtype=np.float64)
+        if self.kind == ISOTONIC:
+            return np.interp(values, self.x, self.y)
+        return sigmoid(self.x[0] * values + self.y[0])
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in `auto_indicator.json`."""
+        if self.kind == ISOTONIC:
+            return {"kind": ISOTONIC, "log_odds": list(self.x), "probability": list(self.y)}
+        return {"kind": PLATT, "slope": self.x[0], "intercept": self.y[0]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Calibration":
+        """Of what `to_json` made.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is something else.
+        """
+        if value["kind"] == PLATT:
+            return cls(PLATT, (float(value["slope"]),), (float(value["intercept"]),))
+        x, y = tuple(map(float, value["log_odds"])), tuple(map(float, value["probability"]))
+        if (
+            value["kind"] != ISOTONIC
+            or not x
+            or len(x) != len(y)
+            or list(x) != sorted(x)
+            or not 0 <= min(y) <= max(y) <= 1
+        ):
+            raise ValueError(f"no calibration: {str(value)[:60]}")
+        return cls(ISOTONIC, x, y)
+
+
+def sigmoid(values: np.ndarray) -> np.ndarray:
+    """1 / (1 + e^-x), without overflow."""
+    from scipy.special import expit
+
+    return expit(values)
+
+
+def fit_calibration(log_odds: np.ndarray, is_positive: np.ndarray) -> Calibration:
+    """Isotonic regression where there are `ISOTONIC_FROM` turns or more, else Platt's logistic curve.
+
+    Args:
+        log_odds: float `[n]`.
+        is_positive: bool `[n]`, of both kinds.
+    """
+    if len(log_odds) >= ISOTONIC_FROM:
+        from sklearn.isotonic import IsotonicRegression
+
+        fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(log_odds, is_positive)
+        return Calibration(ISOTONIC, tuple(map(float, fitted.X_thresholds_)), tuple(map(float, fitted.y_thresholds_)))
+    from sklearn.linear_model import LogisticRegression
+
+    fitted = LogisticRegression(C=1e6, max_iter=1000).fit(log_odds[:, None], is_positive)
+    return Calibration(PLATT, (float(fitted.coef_[0, 0]),), (float(fitted.intercept_[0]),))
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How often prompts of about the same probability are positive.
+
+    Attributes:
+        confidence: float `[N_BINS]`, the mean probability of a bin's prompts, NaN for an empty bin.
+        observed: float `[N_BINS]`, the share of them that is positive.
+        n: int `[N_BINS]`, how many they are.
+    """
+
+    confidence: np.ndarray
+    observed: np.ndarray
+    n: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: the mean over prompts of |confidence - observed| of their bin."""
+        filled = self.n > 0
+        return float(np.sum(self.n[filled] * np.abs(self.confidence - self.observed)[filled]) / self.n.sum())
+
+
+def reliability(probabilities: np.ndarray, is_positive: np.ndarray) -> Reliability:
+    """Over `N_BINS` bins of equal width."""
+    bins = np.minimum((probabilities * N_BINS).astype(int), N_BINS - 1)
+    n = np.bincount(bins, minlength=N_BINS)
+    with np.errstate(invalid="ignore"):
+        confidence = np.bincount(bins, weights=probabilities, minlength=N_BINS) / n
+        observed = np.bincount(bins, weights=is_positive.astype(float), minlength=N_BINS) / n
+    return Reliability(confidence, observed, n)
+
+
+def auroc(scores: np.ndarray, is_positive: np.ndarray) -> float:
+    """The chance that a positive has a higher score than a negative, ties counting half.
+
+    Raises:
+        InputError: there are none of one kind.
+    """
+    from scipy.stats import rankdata
+
+    if is_positive.all() or not is_positive.any():
+        raise InputError(
+            f"AUROC needs turns of both kinds, got {int(is_positive.sum())} of {len(is_positive)} positive"
+        )
+    n_positive = int(is_positive.sum())
+    above = rankdata(scores)[is_positive].sum() - n_positive * (n_positive + 1) / 2  # Mann and Whitney's U
+    return float(above / (n_positive * (len(is_positive) - n_positive)))

@@ -1,0 +1,307 @@
+"""Fitting a model's automatic indicator on turns with scores, and saying how good it is on turns that it did not see.
+
+How good it is, is found by cross-validation over conversations: in each of `N_FOLDS` parts the probabilities come from
+a probe and a calibration that were fitted on the others. What is saved is fitted on all of them.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ctxaware.auto.calibration import Reliability, auroc, fit_calibration, reliability
+from ctxaware.auto.fork import Fork, fork_messages
+from ctxaware.auto.indicator import AutoIndicator, read_log_odds, read_states, template_sha256
+from ctxaware.auto.methods import PROBE, Method, Probe, Slot
+from ctxaware.chat import special_token_pattern
+from ctxaware.errors import InputError
+from ctxaware.indicator.token import INDICATOR
+from ctxaware.runs.progress import Advance
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+N_FOLDS = 5
+LEAST = 2 * N_FOLDS  # turns of each kind that are needed
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+STRENGTH = 0.001  # scikit-learn's C of the probe, on standardised hidden states
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Turns as a fit needs them.
+
+    Attributes:
+        forks: the prompt of each turn.
+        scores: float64 `[n]`, 0–1, each turn's context-dependency.
+        conversations: int64 `[n]`, which one a turn is of.
+        left_out: how many turns were not taken, by reason.
+    """
+
+    forks: list[Fork]
+    scores: np.ndarray
+    conversations: np.ndarray
+    left_out: Counter = field(default_factory=Counter)
+
+
+def labelled_turns(
+    tokenizer: "PreTrainedTokenizerBase",
+    scored: Iterable[tuple[dict, np.ndarray]],
+    method: str,
+    beta: float,
+    max_length: int,
+) -> Turns:
+    """The turns that have a score, as prompts.
+
+    Earlier user messages carry `[IND]` where their score is above `beta`, as in training, if the tokenizer has it.
+
+    Args:
+        tokenizer: the model's.
+        scored: conversations, and of each float `[n_turns]` scores, NaN without one.
+        method: one of `METHODS`.
+        beta: score above which a turn is context-dependent.
+        max_length: tokens; a longer prompt is left out.
+    """
+    special, has_mark = special_token_pattern(tokenizer), INDICATOR in tokenizer.get_vocab()
+    turns = Turns([], np.zeros(0), np.zeros(0, np.int64))
+    values, groups = [], []
+    for number, (conversation, scores) in enumerate(scored):
+        ends = [i for i, message in enumerate(conversation["messages"]) if message["role"] == "user"]
+        selected = [bool(score > beta) and has_mark for score in scores]  # of NaN: not
+        for turn, (end, score) in enumerate(zip(ends, scores, strict=True)):
+            if np.isnan(score):
+                turns.left_out["without a score"] += 1
+                continue
+            try:
+                messages = conversation["messages"][: end + 1]
+                fork = fork_messages(tokenizer, messages, selected[:turn], special=special, needs_mark=method != PROBE)
+            except InputError as error:
+                turns.left_out[str(error)] += 1
+                continue
+            if len(fork.plain) > max_length:
+                turns.left_out[f"of more than {max_length} tokens"] += 1
+                continue
+            turns.forks.append(fork)
+            values.append(float(score))
+            groups.append(number)
+    return Turns(turns.forks, np.array(values), np.array(groups, np.int64), turns.left_out)
+
+
+class At(NamedTuple):
+    """What a threshold of the probability does to turns that were held out.
+
+    Attributes:
+        threshold: 0–1.
+        marked: share of all turns that get `[IND]`.
+        recall: share of the context-dependent ones that get it.
+        false_alarms: share of the others that get it.
+    """
+
+    threshold: float
+    marked: float
+    recall: float
+    false_alarms: float
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well probabilities tell context-dependent turns.
+
+    Attributes:
+        n, n_positive: turns, and those with a score above beta.
+        auroc, auroc_low, auroc_high: with its 95% interval (bootstrap over conversations).
+        reliability: by bins; its `error` is the expected calibration error.
+        at: by threshold.
+    """
+
+    n: int
+    n_positive: int
+    auroc: float
+    auroc_low: float
+    auroc_high: float
+    reliability: Reliability
+    at: list[At]
+
+    def to_json(self) -> dict[str, Any]:
+        """Its figures."""
+        return {
+            "n": self.n,
+            "n_positive": self.n_positive,
+            "auroc": self.auroc,
+            "auroc_interval": [self.auroc_low, self.auroc_high],
+            "calibration_error": self.reliability.error,
+            "at": [each._asdict() for each in self.at],
+        }
+
+
+def quality(probabilities: np.ndarray, is_positive: np.ndarray, conversations: np.ndarray) -> Quality:
+    """Of turns by their probabilities.
+
+    Args:
+        probabilities: float `[n]`, 0–1.
+        is_positive: bool `[n]`.
+        conversations: int `[n]`: turns of one conversation depend on each other.
+
+    Raises:
+        InputError: all turns are of one kind.
+    """
+    low, high = _auroc_interval(probabilities, is_positive, conversations)
+    return Quality(
+        len(probabilities),
+        int(is_positive.sum()),
+        auroc(probabilities, is_positive),
+        low,
+        high,
+        reliability(probabilities, is_positive),
+        [at_threshold(probabilities, is_positive, threshold) for threshold in THRESHOLDS],
+    )
+
+
+def at_threshold(probabilities: np.ndarray, is_positive: np.ndarray, threshold: float) -> At:
+    """What a threshold does."""
+    marked = probabilities > threshold
+    return At(threshold, float(marked.mean()), float(marked[is_positive].mean()), float(marked[~is_positive].mean()))
+
+
+def _auroc_interval(scores: np.ndarray, is_positive: np.ndarray, conversations: np.ndarray) -> tuple[float, float]:
+    rng = np.random.default_rng(0)
+    names, where = np.unique(conversations, return_inverse=True)
+    rows = [np.flatnonzero(where == i) for i in range(len(names))]
+    values = []
+    for _ in range(_RESAMPLES):
+        drawn = np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])
+        if is_positive[drawn].any() and not is_positive[drawn].all():
+            values.append(auroc(scores[drawn], is_positive[drawn]))
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def fit(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    turns: Turns,
+    *,
+    method: str,
+    layers: Sequence[int],
+    beta: float,
+    fingerprint: str,
+    provenance: dict[str, Any],
+    advance: Advance | None = None,
+) -> tuple[AutoIndicator, Quality]:
+    """Fit a model's automatic indicator.
+
+    The threshold is the one with the highest F1 on turns that were held out.
+
+    Args:
+        model, tokenizer: what it is for.
+        turns: of conversations that were held out from its training, with the scores of `ctxaware score`.
+        method: one of `METHODS`.
+        layers: 0-based, of a probe.
+        beta: score above which a turn is context-dependent.
+        fingerprint: `weights_fingerprint` of the weights.
+        provenance: what is noted beside the figures.
+        advance: called with the number of prompts done, and of their tokens.
+
+    Returns:
+        The automatic indicator, and how good it is on turns that it was not fitted on.
+
+    Raises:
+        InputError: there are too few turns of one kind.
+    """
+    is_positive = turns.scores > beta
+    folds = _folds(is_positive, turns.conversations, beta)
+    fitted: Method
+    if method == PROBE:
+        states = read_states(model, layers, turns.forks, advance).reshape(len(turns.forks), -1)
+        log_odds = _held_out(states, is_positive, folds)
+        fitted = Probe(tuple(layers), *_fit_probe(states, is_positive))
+    else:
+        fitted = Slot()
+        log_odds = np.array(read_log_odds(model, fitted, turns.forks, advance))
+    if not np.isfinite(log_odds).all():
+        raise InputError(f"the {method} gives numbers that are not finite in {model.dtype}", "pass {dtype} float32")
+    probabilities = np.empty(len(log_odds))
+    for rest, held_out in folds:
+        probabilities[held_out] = fit_calibration(log_odds[rest], is_positive[rest])(log_odds[held_out])
+    result = quality(probabilities, is_positive, turns.conversations)
+    threshold = _best_threshold(probabilities, is_positive)
+    chosen = at_threshold(probabilities, is_positive, threshold)
+    indicator = AutoIndicator(
+        fitted,
+        fit_calibration(log_odds, is_positive),
+        threshold,
+        beta,
+        fingerprint,
+        template_sha256(tokenizer),
+        {**provenance, "held_out": result.to_json(), "at_its_threshold": chosen._asdict()},
+    )
+    return indicator, result
+
+
+def _folds(is_positive: np.ndarray, conversations: np.ndarray, beta: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """By part, the indices of the others and its own; no conversation is in two parts."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    n_positive = int(is_positive.sum())
+    n_groups = min(len(np.unique(conversations[is_positive])), len(np.unique(conversations[~is_positive])))
+    if min(n_positive, len(is_positive) - n_positive) < LEAST or n_groups < N_FOLDS:
+        raise InputError(
+            f"{n_positive} of {len(is_positive)} turns have a score above beta {beta:g}, in too few conversations; at "
+            f"least {LEAST} of each kind, in {N_FOLDS} conversations, are needed",
+            "pass more data, or another {beta}",
+        )
+    folds = StratifiedGroupKFold(N_FOLDS, shuffle=True, random_state=0)
+    parts = list(folds.split(np.zeros(len(is_positive)), is_positive, conversations))
+    if any(is_positive[rest].all() or not is_positive[rest].any() for rest, _ in parts):
+        raise InputError("the turns of one kind are of too few conversations to hold some out; pass more data")
+    return parts
+
+
+def _fit_probe(states: np.ndarray, is_positive: np.ndarray) -> tuple[np.ndarray, float]:
+    """Weights float32 `[n_features]` and bias, on hidden states as they are (standardising is folded in)."""
+    from sklearn.linear_model import LogisticRegression
+
+    mean, scale = states.mean(axis=0, dtype=np.float64), states.std(axis=0, dtype=np.float64)
+    scale[scale == 0] = 1
+    fitted = LogisticRegression(C=STRENGTH, max_iter=2000).fit((states - mean) / scale, is_positive)
+    weights = (fitted.coef_[0] / scale).astype(np.float32)
+    return weights, float(fitted.intercept_[0] - weights.astype(np.float64) @ mean)
+
+
+def _held_out(states: np.ndarray, is_positive: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """float64 `[n]`: each turn's log-odds by the probe that was fitted without its part."""
+    log_odds = np.empty(len(states))
+    for rest, held_out in folds:
+        weights, bias = _fit_probe(states[rest], is_positive[rest])
+        log_odds[held_out] = states[held_out].astype(np.float64) @ weights.astype(np.float64) + bias
+    return log_odds
+
+
+def _best_threshold(probabilities: np.ndarray, is_positive: np.ndarray) -> float:
+    """The threshold with the highest F1, in the middle of the gap between the probabilities that it parts."""
+    order = np.argsort(-probabilities, kind="stable")
+    ranked, found = probabilities[order], np.cumsum(is_positive[order])
+    n_marked = np.flatnonzero(np.diff(ranked)) + 1  # of each threshold between two values
+    if not len(n_marked):
+        return float(ranked[0])
+    f1 = 2 * found[n_marked - 1] / (n_marked + is_positive.sum())
+    best = int(n_marked[f1.argmax()])
+    return float((ranked[best - 1] + ranked[best]) / 2)
+
+
+def measure(
+    indicator: AutoIndicator,
+    model: "PreTrainedModel",
+    turns: Turns,
+    advance: Advance | None = None,
+) -> Quality:
+    """How good an automatic indicator is on turns that it was not fitted on, of other data most often.
+
+    Raises:
+        InputError: all turns are of one kind.
+    """
+    log_odds = read_log_odds(model, indicator.method, turns.forks, advance)
+    return quality(indicator.calibration(log_odds), turns.scores > indicator.beta, turns.conversations)
