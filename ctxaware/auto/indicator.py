@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from ctxaware.runs.progress import Advance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger("ctxaware.auto")
 
 FILE, WEIGHTS = "auto_indicator.json", "auto_indicator.safetensors"
 
@@ -90,6 +93,12 @@ class AutoIndicator:
     def describe(self) -> dict[str, Any]:
         """What a result that it had a part in should say of it."""
         return {"method": self.method.name, "threshold": self.threshold, "beta": self.beta, "of": self.model}
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether the turns it was judged on show that it is better than chance; True where it says nothing of any."""
+        interval = self.fitted.get("held_out", {}).get("auroc_interval")
+        return not interval or interval[0] > 0.5
 
     def check_tokenizer(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Check that prompts are written as when it was fitted.
@@ -204,6 +213,9 @@ def load_auto_indicator(
         raise InputError(
             f"{FILE} of {name} is of other weights ({indicator.model}, these are {found}); fit it again on this model"
         )
+    if not indicator.tells_apart:
+        text = "%s of %s does not tell prompts that need their context from others: the interval of its AUROC holds 0.5"
+        logger.warning(text, FILE, name)
     return indicator
 
 

@@ -188,6 +188,14 @@ def test_a_file_of_other_weights_or_a_damaged_one_is_one_line(folder, tmp_path):
         load_auto_indicator(str(folder))
 
 
+@pytest.mark.parametrize(("low", "said"), [(0.4, True), (0.5, True), (0.6, False), (None, False)])
+def test_one_that_tells_nothing_apart_is_said_to(folder, caplog, low, said):
+    save_indicator(folder, TOKENIZERS["byte level"]())
+    change(folder, fitted={} if low is None else {"held_out": {"auroc_interval": [low, 0.9]}})
+    load_auto_indicator(str(folder))
+    assert ("does not tell prompts that need their context from others" in caplog.text) == said
+
+
 def test_prompts_and_tokenizers_that_can_not_be_decided_are_one_line_each():
     tokenizer = TOKENIZERS["byte level"]()
     model, indicator = model_for(tokenizer), make_indicator(tokenizer)
