@@ -2,19 +2,23 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctxaware.auto.fit import Quality, fit, labelled_turns
+from ctxaware.auto.fit import fit, labelled_turns
 from ctxaware.auto.indicator import AutoIndicator
+from ctxaware.auto.kept import kept_beside
 from ctxaware.auto.methods import PROBE, SLOT, usual_layer
+from ctxaware.auto.quality import Quality
 from ctxaware.auto.weights import weights_fingerprint
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import indicator_id
 from ctxaware.models import choose_device, choose_dtype, load_config, load_model, load_tokenizer
 from ctxaware.runs.progress import progress_bar
+from ctxaware.runs.versions import versions
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -25,6 +29,7 @@ class FitRun:
     """What `ctxaware auto fit` was asked to do; the fields are its options."""
 
     model: str
+    out: Path
     method: str
     beta: float
     layer: str | None = None
@@ -37,7 +42,7 @@ class FitRun:
 def fit_model(
     run: FitRun, scored: Iterable[tuple[dict, np.ndarray]], provenance: dict[str, Any]
 ) -> tuple[AutoIndicator, Quality, Counter]:
-    """Fit the automatic indicator of a model by its name.
+    """Fit the automatic indicator of a model by its name, and write it into `run.out`; an interrupted fit goes on.
 
     Args:
         run: the options.
@@ -61,8 +66,14 @@ def fit_model(
     layers = parse_probe_layers(run.layer, load_config(run.model, run.revision)) if run.method == PROBE else []
     turns = labelled_turns(tokenizer, scored, run.method, run.beta, run.max_length)
     device = choose_device(run.device)
-    model = load_model(run.model, run.revision, choose_dtype(run.dtype, device), device)
-    with progress_bar("reading", len(turns.forks), "tokens") as advance:
+    dtype, fingerprint = choose_dtype(run.dtype, device), weights_fingerprint(run.model, run.revision)
+    model = load_model(run.model, run.revision, dtype, device)
+    read_by = {"layers": layers, "dtype": str(dtype), "device": device.type, "fingerprint": fingerprint}
+    configuration = {**asdict(run), "out": None, **read_by, **provenance, "versions": versions()}
+    with (
+        kept_beside(run.out, configuration) as keep,
+        progress_bar("reading", len(turns.forks), "tokens") as advance,
+    ):
         indicator, quality = fit(
             model,
             tokenizer,
@@ -70,10 +81,12 @@ def fit_model(
             method=run.method,
             layers=layers,
             beta=run.beta,
-            fingerprint=weights_fingerprint(run.model, run.revision),
+            fingerprint=fingerprint,
             provenance=provenance,
             advance=advance,
+            keep=keep,
         )
+        indicator.save(run.out)
     return indicator, quality, turns.left_out
 
 
