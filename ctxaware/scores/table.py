@@ -115,5 +115,6 @@ def aligned(data: Path, scores: Scores) -> Iterator[tuple[dict, slice]]:
         yield conversation, slice(start, start + n_turns)
     if n_used != len(scores.ids):
         raise InputError(
-            f"the scores are of {len(scores.ids)} turns, {data} has {n_used}; pass the data that was scored"
+            f"the scores are of {len(scores.ids)} turns, {data} has {n_used}; pass the data that was scored (recipes "
+            "clean data as ctxaware prepare does: score what it wrote)"
         )
