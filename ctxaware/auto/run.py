@@ -11,9 +11,10 @@ from ctxaware.auto.fit import Quality, fit, labelled_turns
 from ctxaware.auto.indicator import AutoIndicator
 from ctxaware.auto.methods import PROBE, SLOT, usual_layer
 from ctxaware.auto.weights import weights_fingerprint
+from ctxaware.devices import choose_device, choose_dtype
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import indicator_id
-from ctxaware.models import choose_device, choose_dtype, load_config, load_model, load_tokenizer
+from ctxaware.models import load_config, load_model, load_tokenizer
 from ctxaware.runs.progress import progress_bar
 
 if TYPE_CHECKING:
