@@ -25,6 +25,7 @@ from ctxaware.errors import InputError
 from ctxaware.runs.claim import HIDDEN_LOCK, STATISTICS, locked, refuse_foreign_data
 from ctxaware.runs.files import refuse_own_input, write_json
 from ctxaware.runs.progress import Advance, progress_bar
+from ctxaware.runs.shapes import check_shape
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def read_statistics(folder: Path) -> dict[str, Any] | None:
     """
     try:
         statistics = json.loads((folder / STATISTICS).read_bytes())
+        check_shape(statistics, {"source": str, "conversations": int, "instructions": int}, str(folder / STATISTICS))
         is_whole = sum(1 for _ in read_conversations(folder)) == statistics["conversations"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):  # an `InputError` is a ValueError
         return None

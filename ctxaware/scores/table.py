@@ -87,7 +87,7 @@ def _check_table(path: Path, table: "pa.Table", has_layers: bool) -> None:
     wrong = wrong or [name for name in kinds if name != "score" and table[name].null_count]
     if not wrong and len(table) and table["score"].null_count < len(table):
         span = pc.min_max(table["score"]).as_py()
-        if not 0 <= span["min"] <= span["max"] <= 1 + 1e-3 or pc.any(pc.is_nan(table["score"])).as_py():
+        if not 0 <= span["min"] <= span["max"] <= 1.01 or pc.any(pc.is_nan(table["score"])).as_py():
             wrong = ["score"]
     if wrong:
         raise InputError(f"{path} has no scores as ctxaware score writes them: column {wrong[0]}; score again")
