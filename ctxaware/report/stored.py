@@ -28,6 +28,7 @@ _HEADS = {
     "retrieval_heads": [{"layer_idx": int, "head_idx": int, "agreement": NUMBER}],
     "ranking": [{"layer_idx": int, "head_idx": int}],
 }
+_OPTIONAL = ("gain_of_always", "gain_of_auto", "identical_to_never_but_extraction")
 _AUTO = {
     "configuration": {"model": str, "auto_indicator": {"method": str, "threshold": NUMBER, "beta": NUMBER}},
     "kinds": [
