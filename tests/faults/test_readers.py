@@ -6,6 +6,7 @@
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,9 +20,12 @@ from hypothesis import strategies as st
 from support import mt_bench as mt_bench_files
 from support import runs as result_folders
 from support import scores as score_files
+from support import tiny
 from support.mutations import for_each_damaged
 
+from ctxaware import chat
 from ctxaware.errors import InputError
+from ctxaware.models import load_model, load_tokenizer
 
 EXAMPLES = int(os.environ.get("CTXAWARE_EXAMPLES", "2000"))
 SAMPLES = Path(__file__).parents[2] / "ctxaware" / "harness" / "corpora"
@@ -262,7 +266,7 @@ def bench(path):
     from ctxaware.mt_bench.plan import make_plan
     from ctxaware.mt_bench.store import Layout
 
-    root = path.parent.parent if path.parent.name == "mt_bench" else path.parent
+    root = next(folder for folder in path.parents if (folder / "mt_bench").is_dir())
     fastchat = load_fastchat()
     make_plan(fastchat, load_bench(fastchat, root, for_judge=True), Layout(root), "judge", None)
 
@@ -407,6 +411,59 @@ def test_a_damaged_file_gives_a_value_or_an_input_error(in_memory, kind):
         path.write_bytes(content)
         with contextlib.suppress(InputError):
             reader.read(path)
+
+    read()
+
+
+MODEL_FILES = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+    *("model.safetensors", "adapter_config.json", "adapter_model.safetensors"),
+)
+
+
+@pytest.fixture(scope="module")
+def model_and_adapter(tmp_path_factory):
+    """A folder with a model, its tokenizer, and an adapter on it in a folder below."""
+    peft = pytest.importorskip("peft")
+    folder = tiny.save_model(tmp_path_factory.mktemp("model"), tiny.byte_level_tokenizer())
+    model = load_model(str(folder), None, "float32", "cpu")
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(folder / "adapter")
+    return folder
+
+
+def use_model(folder):
+    tokenizer = load_tokenizer(str(folder))
+    load_model(str(folder), None, "float32", "cpu")
+    chat.render(tokenizer, CHATS[0]["messages"])
+
+
+@pytest.mark.parametrize("name", MODEL_FILES)
+def test_a_damaged_file_of_a_model_gives_a_model_or_an_input_error(in_memory, model_and_adapter, monkeypatch, name):
+    monkeypatch.setattr(chat, "RENDERING_SECONDS", 2.0)
+    folder = in_memory / "model"
+    shutil.copytree(model_and_adapter, folder)
+    is_adapter = name.startswith("adapter")
+    if is_adapter:
+        config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = str(folder)
+        (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    path = folder / "adapter" / name if is_adapter else folder / name
+    content = path.read_bytes()
+    value = json.loads(content) if name.endswith("config.json") else None  # a tokenizer's is large, and slow to change
+
+    def use():
+        if is_adapter:
+            load_model(str(folder / "adapter"), None, "float32", "cpu")
+        else:
+            use_model(folder)
+
+    use()
+
+    @for_each_damaged(max(EXAMPLES // 100, 5), content, value)
+    def read(changed):
+        path.write_bytes(changed)
+        with contextlib.suppress(InputError):
+            use()
 
     read()
 
