@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from safetensors.torch import load_file
+from support import faults
 from support.training_runs import command, prepared_base, write_data
 
 ROOT = Path(__file__).parents[1]
@@ -183,6 +184,74 @@ def test_two_processes_killed_and_started_again_give_the_same_weights(data, tmp_
     argv[argv.index(str(killed))] = str(whole)
     subprocess.run(launch_two(argv), check=True, env=ENVIRONMENT)
     assert saved(killed) == saved(whole)
+
+
+def stopped_when(is_time, words, to_all, number):
+    """What a launcher and its processes print that get a signal when it is time; none of them may be left."""
+    running = subprocess.Popen(
+        words, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while not is_time():
+        assert running.poll() is None, running.stdout.read()
+        time.sleep(0.02)
+    (os.killpg if to_all else os.kill)(running.pid, number)
+    printed, _ = running.communicate(timeout=300)
+    assert running.returncode != 0
+    assert faults.processes_of(running.pid) == []
+    return printed
+
+
+SIGNALS = pytest.mark.parametrize(("to_all", "number"), [(False, signal.SIGTERM), (True, signal.SIGINT)])
+SAID = "interrupted: what is done is kept; run the same command again to go on"
+
+
+@pytest.mark.slow
+@SIGNALS
+def test_two_processes_of_training_are_stopped_and_go_on(data, tmp_path, to_all, number):
+    """SIGTERM to the launcher, and Ctrl-C to all: our line once (the launcher adds a traceback of its own)."""
+    base = prepared_base(tmp_path / "base")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    more = (
+        "--num_train_epochs",
+        "12",
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "4",
+        *RESCORED,
+        "--threshold",
+        "0.28",
+    )
+    words = launch_two(command(base, data, stopped, *more))
+    printed = stopped_when((stopped / "checkpoint-4" / "complete.json").is_file, words, to_all, number)
+    assert printed.count(SAID) == 1, printed
+    assert "recipes/sft_indicator.py" not in printed.partition(SAID)[2].replace("sft_indicator.py FAILED", "")
+    assert not list(stopped.glob("*.safetensors"))
+    assert faults.unfinished(stopped) == []
+    subprocess.run(words, check=True, env=ENVIRONMENT)
+    subprocess.run(launch_two(command(base, data, whole, *more)), check=True, env=ENVIRONMENT)
+    assert saved(stopped) == saved(whole)
+
+
+@pytest.mark.slow
+@SIGNALS
+def test_two_processes_that_score_are_stopped_and_go_on(tmp_path, to_all, number):
+    base, chats = prepared_base(tmp_path / "base"), write_data(tmp_path / "chats.jsonl", 1500)
+    whole, stopped = tmp_path / "whole.parquet", tmp_path / "stopped.parquet"
+
+    def words(out):
+        launcher = launch_two([])[:-1]
+        scored = ("score", chats, "--model", base, "--layer", "1", "--max-length", "128", "--batch-tokens", "256")
+        return [*launcher, "-m", "ctxaware", *map(str, scored), "--out", str(out)]
+
+    parts = Path(f"{stopped}.parts")
+    printed = stopped_when(lambda: any(parts.glob("shard-*")), words(stopped), to_all, number)
+    assert printed.count(SAID) >= 1, printed
+    assert not stopped.exists()
+    subprocess.run(words(stopped), check=True, env=ENVIRONMENT)
+    subprocess.run(words(whole), check=True, env=ENVIRONMENT)
+    assert stopped.read_bytes() == whole.read_bytes()
+    assert not parts.exists()
 
 
 def test_a_hub_token_is_written_nowhere(data, tmp_path):

@@ -61,6 +61,9 @@ def fit_model(
             raise InputError("a layer goes with the probe; the slot looks at the model's own predictions")
     layers = parse_probe_layers(run.layer, load_config(run.model, run.revision)) if run.method == PROBE else []
     turns = labelled_turns(tokenizer, scored, run.method, run.beta, run.max_length)
+    if turns.left_out and not turns.forks:
+        ((reason, n),) = turns.left_out.most_common(1)
+        raise InputError(f"no turn can be read; {n:,} are left out: {reason}")
     device = choose_device(run.device)
     model = load_model(run.model, run.revision, choose_dtype(run.dtype, device), device)
     with progress_bar("reading", len(turns.forks), "tokens") as advance:

@@ -132,6 +132,8 @@ def parse_arguments(*own: type, argv: Sequence[str] | None = None) -> Arguments:
         *parsed, left = parser.parse_args_into_dataclasses(args=rest, return_remaining_strings=True)
     except InputError:
         raise
+    except ImportError as error:
+        raise InputError(f"an argument asks for a package that is not installed: {error}", "install it") from error
     except ValueError as error:
         raise InputError(f"the arguments don't fit together: {error}") from error
     if left:

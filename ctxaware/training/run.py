@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -50,7 +51,9 @@ def recipe(main: Callable[[], None]) -> Callable[[], None]:
             state = PartialState()  # the error may be this process's own
             return "" if state.is_main_process else f"process {state.process_index}: "
 
-        with ends_in_one_line("--{}".format, who):
+        with ends_in_one_line("--{}".format, who), warnings.catch_warnings():
+            # of names of arguments that transformers is about to change: the ones here are those of all its releases
+            warnings.filterwarnings("ignore", ".*deprecated and will be removed in v6", FutureWarning)
             try:
                 main()
             except FailedTrainingError as error:
