@@ -211,21 +211,11 @@ def test_two_processes_of_training_are_stopped_and_go_on(data, tmp_path, to_all,
     """SIGTERM to the launcher, and Ctrl-C to all: our line once (the launcher adds a traceback of its own)."""
     base = prepared_base(tmp_path / "base")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    more = (
-        "--num_train_epochs",
-        "12",
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        "4",
-        *RESCORED,
-        "--threshold",
-        "0.28",
-    )
+    epochs = ("--num_train_epochs", "12", "--save_strategy", "steps", "--save_steps", "4")
+    more = (*epochs, *RESCORED, "--threshold", "0.28")
     words = launch_two(command(base, data, stopped, *more))
     printed = stopped_when((stopped / "checkpoint-4" / "complete.json").is_file, words, to_all, number)
     assert printed.count(SAID) == 1, printed
-    assert "recipes/sft_indicator.py" not in printed.partition(SAID)[2].replace("sft_indicator.py FAILED", "")
     assert not list(stopped.glob("*.safetensors"))
     assert faults.unfinished(stopped) == []
     subprocess.run(words, check=True, env=ENVIRONMENT)
@@ -246,7 +236,7 @@ def test_two_processes_that_score_are_stopped_and_go_on(tmp_path, to_all, number
 
     parts = Path(f"{stopped}.parts")
     printed = stopped_when(lambda: any(parts.glob("shard-*")), words(stopped), to_all, number)
-    assert printed.count(SAID) >= 1, printed
+    assert printed.count(SAID) == 1, printed
     assert not stopped.exists()
     subprocess.run(words(stopped), check=True, env=ENVIRONMENT)
     subprocess.run(words(whole), check=True, env=ENVIRONMENT)

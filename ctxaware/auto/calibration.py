@@ -13,6 +13,7 @@ ISOTONIC, PLATT = "isotonic", "platt"
 ISOTONIC_FROM = 1000  # turns; with fewer, isotonic regression follows chance (scikit-learn's advice)
 N_BINS = 15
 _KNOTS = {"log_odds": [NUMBER], "probability": [NUMBER]}
+_DRAWS = 200
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,13 @@ def reliability(probabilities: np.ndarray, is_positive: np.ndarray) -> Reliabili
         confidence = np.bincount(bins, weights=probabilities, minlength=N_BINS) / n
         observed = np.bincount(bins, weights=is_positive.astype(float), minlength=N_BINS) / n
     return Reliability(confidence, observed, n)
+
+
+def error_by_chance(probabilities: np.ndarray) -> float:
+    """The mean `Reliability.error` if the probabilities were right: over draws of what is positive from them."""
+    rng = np.random.default_rng(0)
+    draws = rng.random((_DRAWS, len(probabilities))) < probabilities
+    return float(np.mean([reliability(probabilities, is_positive).error for is_positive in draws]))
 
 
 def auroc(scores: np.ndarray, is_positive: np.ndarray) -> float:

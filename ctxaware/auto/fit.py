@@ -4,17 +4,19 @@ How good it is, is found by cross-validation over conversations: in each of `N_F
 a probe and a calibration that were fitted on the others. What is saved is fitted on all of them.
 """
 
+import functools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctxaware.auto.calibration import Reliability, auroc, fit_calibration, reliability
+from ctxaware.auto.calibration import fit_calibration
 from ctxaware.auto.fork import Fork, fork_messages
 from ctxaware.auto.indicator import AutoIndicator, read_log_odds, read_states, template_sha256
 from ctxaware.auto.methods import PROBE, Method, Probe, Slot
+from ctxaware.auto.quality import Quality, at_threshold, quality
 from ctxaware.chat import special_token_pattern
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import INDICATOR
@@ -25,9 +27,9 @@ if TYPE_CHECKING:
 
 N_FOLDS = 5
 LEAST = 2 * N_FOLDS  # turns of each kind that are needed
-THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+Keep = Callable[[int, Callable[[], np.ndarray]], np.ndarray]  # as kept.Kept.__call__
 STRENGTH = 0.001  # scikit-learn's C of the probe, on standardised hidden states
-_RESAMPLES = 1000
+CHUNK = 64  # prompts that are read, and kept, together
 
 
 @dataclass(frozen=True)
@@ -90,95 +92,6 @@ def labelled_turns(
     return Turns(turns.forks, np.array(values), np.array(groups, np.int64), turns.left_out)
 
 
-class At(NamedTuple):
-    """What a threshold of the probability does to turns that were held out.
-
-    Attributes:
-        threshold: 0–1.
-        marked: share of all turns that get `[IND]`.
-        recall: share of the context-dependent ones that get it.
-        false_alarms: share of the others that get it.
-    """
-
-    threshold: float
-    marked: float
-    recall: float
-    false_alarms: float
-
-
-@dataclass(frozen=True)
-class Quality:
-    """How well probabilities tell context-dependent turns.
-
-    Attributes:
-        n, n_positive: turns, and those with a score above beta.
-        auroc, auroc_low, auroc_high: with its 95% interval (bootstrap over conversations).
-        reliability: by bins; its `error` is the expected calibration error.
-        at: by threshold.
-    """
-
-    n: int
-    n_positive: int
-    auroc: float
-    auroc_low: float
-    auroc_high: float
-    reliability: Reliability
-    at: list[At]
-
-    def to_json(self) -> dict[str, Any]:
-        """Its figures."""
-        return {
-            "n": self.n,
-            "n_positive": self.n_positive,
-            "auroc": self.auroc,
-            "auroc_interval": [self.auroc_low, self.auroc_high],
-            "calibration_error": self.reliability.error,
-            "at": [each._asdict() for each in self.at],
-        }
-
-
-def quality(probabilities: np.ndarray, is_positive: np.ndarray, conversations: np.ndarray) -> Quality:
-    """Of turns by their probabilities.
-
-    Args:
-        probabilities: float `[n]`, 0–1.
-        is_positive: bool `[n]`.
-        conversations: int `[n]`: turns of one conversation depend on each other.
-
-    Raises:
-        InputError: all turns are of one kind.
-    """
-    low, high = _auroc_interval(probabilities, is_positive, conversations)
-    return Quality(
-        len(probabilities),
-        int(is_positive.sum()),
-        auroc(probabilities, is_positive),
-        low,
-        high,
-        reliability(probabilities, is_positive),
-        [at_threshold(probabilities, is_positive, threshold) for threshold in THRESHOLDS],
-    )
-
-
-def at_threshold(probabilities: np.ndarray, is_positive: np.ndarray, threshold: float) -> At:
-    """What a threshold does."""
-    marked = probabilities > threshold
-    return At(threshold, float(marked.mean()), float(marked[is_positive].mean()), float(marked[~is_positive].mean()))
-
-
-def _auroc_interval(scores: np.ndarray, is_positive: np.ndarray, conversations: np.ndarray) -> tuple[float, float]:
-    rng = np.random.default_rng(0)
-    names, where = np.unique(conversations, return_inverse=True)
-    rows = [np.flatnonzero(where == i) for i in range(len(names))]
-    values = []
-    for _ in range(_RESAMPLES):
-        drawn = np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])
-        if is_positive[drawn].any() and not is_positive[drawn].all():
-            values.append(auroc(scores[drawn], is_positive[drawn]))
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def fit(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -190,6 +103,7 @@ def fit(
     fingerprint: str,
     provenance: dict[str, Any],
     advance: Advance | None = None,
+    keep: Keep | None = None,
 ) -> tuple[AutoIndicator, Quality]:
     """Fit a model's automatic indicator.
 
@@ -204,6 +118,7 @@ def fit(
         fingerprint: `weights_fingerprint` of the weights.
         provenance: what is noted beside the figures.
         advance: called with the number of prompts done, and of their tokens.
+        keep: keeps what was read of each `CHUNK` of prompts, so that an interrupted fit need not read it again.
 
     Returns:
         The automatic indicator, and how good it is on turns that it was not fitted on.
@@ -215,12 +130,13 @@ def fit(
     folds = _folds(is_positive, turns.conversations, beta)
     fitted: Method
     if method == PROBE:
-        states = read_states(model, layers, turns.forks, advance).reshape(len(turns.forks), -1)
+        states = _in_chunks(lambda forks: read_states(model, layers, forks, advance), turns.forks, keep)
+        states = states.reshape(len(turns.forks), -1)
         log_odds = _held_out(states, is_positive, folds)
         fitted = Probe(tuple(layers), *_fit_probe(states, is_positive))
     else:
-        fitted = Slot()
-        log_odds = np.array(read_log_odds(model, fitted, turns.forks, advance))
+        fitted = slot = Slot()
+        log_odds = _in_chunks(lambda forks: np.array(read_log_odds(model, slot, forks, advance)), turns.forks, keep)
     if not np.isfinite(log_odds).all():
         raise InputError(f"the {method} gives numbers that are not finite in {model.dtype}", "pass {dtype} float32")
     probabilities = np.empty(len(log_odds))
@@ -239,6 +155,13 @@ def fit(
         {**provenance, "held_out": result.to_json(), "at_its_threshold": chosen._asdict()},
     )
     return indicator, result
+
+
+def _in_chunks(read: Callable[[list[Fork]], np.ndarray], forks: list[Fork], keep: Keep | None) -> np.ndarray:
+    """What `read` gives of the prompts, `CHUNK` by `CHUNK`, joined along the first axis."""
+    chunks = [forks[first : first + CHUNK] for first in range(0, len(forks), CHUNK)]
+    readers = [functools.partial(read, chunk) for chunk in chunks]
+    return np.concatenate([keep(k, reader) if keep else reader() for k, reader in enumerate(readers)])
 
 
 def _folds(is_positive: np.ndarray, conversations: np.ndarray, beta: float) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ctxaware import plots
-from ctxaware.auto.fit import Quality
+from ctxaware.auto.quality import Quality
 
 
 def reliability_diagram(quality: Quality, threshold: float, title: str, path: Path) -> Path:

@@ -2,20 +2,24 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctxaware.auto.fit import Quality, fit, labelled_turns
+from ctxaware.auto.fit import fit, labelled_turns
 from ctxaware.auto.indicator import AutoIndicator
+from ctxaware.auto.kept import kept_beside
 from ctxaware.auto.methods import PROBE, SLOT, usual_layer
+from ctxaware.auto.quality import Quality
 from ctxaware.auto.weights import weights_fingerprint
 from ctxaware.devices import choose_device, choose_dtype
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import indicator_id
 from ctxaware.models import load_config, load_model, load_tokenizer
 from ctxaware.runs.progress import progress_bar
+from ctxaware.runs.versions import versions
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -26,6 +30,7 @@ class FitRun:
     """What `ctxaware auto fit` was asked to do; the fields are its options."""
 
     model: str
+    out: Path
     method: str
     beta: float
     layer: str | None = None
@@ -38,7 +43,7 @@ class FitRun:
 def fit_model(
     run: FitRun, scored: Iterable[tuple[dict, np.ndarray]], provenance: dict[str, Any]
 ) -> tuple[AutoIndicator, Quality, Counter]:
-    """Fit the automatic indicator of a model by its name.
+    """Fit the automatic indicator of a model by its name, and write it into `run.out`; an interrupted fit goes on.
 
     Args:
         run: the options.
@@ -65,8 +70,14 @@ def fit_model(
         ((reason, n),) = turns.left_out.most_common(1)
         raise InputError(f"no turn can be read; {n:,} are left out: {reason}")
     device = choose_device(run.device)
-    model = load_model(run.model, run.revision, choose_dtype(run.dtype, device), device)
-    with progress_bar("reading", len(turns.forks), "tokens") as advance:
+    dtype, fingerprint = choose_dtype(run.dtype, device), weights_fingerprint(run.model, run.revision)
+    model = load_model(run.model, run.revision, dtype, device)
+    read_by = {"layers": layers, "dtype": str(dtype), "device": device.type, "fingerprint": fingerprint}
+    configuration = {**asdict(run), "out": None, **read_by, **provenance, "versions": versions()}
+    with (
+        kept_beside(run.out, configuration) as keep,
+        progress_bar("reading", len(turns.forks), "tokens") as advance,
+    ):
         indicator, quality = fit(
             model,
             tokenizer,
@@ -74,10 +85,12 @@ def fit_model(
             method=run.method,
             layers=layers,
             beta=run.beta,
-            fingerprint=weights_fingerprint(run.model, run.revision),
+            fingerprint=fingerprint,
             provenance=provenance,
             advance=advance,
+            keep=keep,
         )
+        indicator.save(run.out)
     return indicator, quality, turns.left_out
 
 

@@ -9,7 +9,7 @@ import typer
 from ctxaware.commands.options import DType
 
 if TYPE_CHECKING:
-    from ctxaware.auto.fit import Quality
+    from ctxaware.auto.quality import Quality
 
 app = typer.Typer()
 auto = typer.Typer(
@@ -52,13 +52,15 @@ def fit_command(
     """Fit what decides whether a prompt gets \\[IND], on turns with the scores of `ctxaware score`.
 
     Writes auto_indicator.json (a probe's weights beside it, as safetensors) and a picture of its calibration. What is
-    printed is of turns that were held out, by cross-validation over conversations.
+    printed is of turns that were held out, by cross-validation over conversations. Interrupted, the same command goes
+    on.
 
     \b
     Examples:
       ctxaware auto fit --model runs/ind --data held_out --scores scores.parquet --method slot
       ctxaware auto fit --model runs/vanilla --data held_out --scores scores.parquet --method probe --layer 8
     """
+    from ctxaware.auto.indicator import FILE
     from ctxaware.auto.pictures import reliability_diagram
     from ctxaware.auto.run import FitRun, fit_model
     from ctxaware.errors import InputError
@@ -69,13 +71,13 @@ def fit_command(
         raise InputError(f"{model} is no folder, so nothing can be written beside it; pass --out")
     score_layer, table = read_one_layer(scores, score_layer)
     scored = ((conversation, table.values[turns]) for conversation, turns in aligned(data, table))
-    run = FitRun(model, method.value, beta, layer, max_length, dtype.value, device, revision)
+    run = FitRun(model, folder, method.value, beta, layer, max_length, dtype.value, device, revision)
     provenance = {"data": str(data), "scores": table.manifest, "score_layer": score_layer}
     indicator, quality, left_out = fit_model(run, scored, provenance)
     for reason, n in left_out.items():
         print(f"{n:,} turns left out: {reason}")
     _print_quality(quality, beta)
-    file = indicator.save(folder)
+    file = folder / FILE
     chosen = indicator.fitted["at_its_threshold"]
     print(
         f"threshold {indicator.threshold:.3f}: marks {chosen['marked']:.3f} of the turns, {chosen['recall']:.3f} of "
@@ -92,7 +94,7 @@ def _print_quality(quality: "Quality", beta: float) -> None:
     print(f"{quality.n_positive:,} of {quality.n:,} turns have a score above {beta:g}")
     print(
         f"AUROC {quality.auroc:.3f} [{quality.auroc_low:.3f}, {quality.auroc_high:.3f}], "
-        f"calibration error {quality.reliability.error:.3f}"
+        f"calibration error {quality.reliability.error:.3f} ({quality.error_by_chance:.3f} if all were right)"
     )
     table = Table("threshold", "marked", "of the context-dependent", "of the others")
     for at in quality.at:

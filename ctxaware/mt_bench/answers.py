@@ -14,7 +14,8 @@ from ctxaware.mt_bench.endpoint import EndpointSettings
 from ctxaware.mt_bench.fastchat import load_bench, load_fastchat
 from ctxaware.mt_bench.protocol import MAX_NEW_TOKENS, temperature_of
 from ctxaware.mt_bench.rows import answer_key
-from ctxaware.mt_bench.store import Layout, Outcome, append_row, claimed_rows, versions
+from ctxaware.mt_bench.store import Layout, Outcome, append_row, claimed_rows
+from ctxaware.runs.versions import versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,7 +92,7 @@ def answer(run: AnswerRun, on_progress: Callable[[int, int], None] = lambda done
     }
     n_new = n_failed = 0
     with claimed_rows(path, answer_key, configuration) as log:
-        log.note_run(started=time.time(), versions=versions())
+        log.note_run(started=time.time(), versions=versions("fschat", "openai", "peft"))
         missing = [question for question in bench.questions if (question["question_id"],) not in log.rows]
         on_progress(len(log.rows), len(bench.questions))
 

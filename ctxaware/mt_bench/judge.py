@@ -16,7 +16,8 @@ from ctxaware.mt_bench.endpoint import Endpoint, EndpointSettings, connect
 from ctxaware.mt_bench.fastchat import judging_through, load_bench, load_fastchat
 from ctxaware.mt_bench.plan import MAX_TOKENS, TEMPERATURE, Plan, make_plan
 from ctxaware.mt_bench.rows import MAX_RATING, MIN_RATING, JudgmentKey, is_rating, judgment_key
-from ctxaware.mt_bench.store import Layout, Outcome, RowLog, append_row, claimed_rows, versions
+from ctxaware.mt_bench.store import Layout, Outcome, RowLog, append_row, claimed_rows
+from ctxaware.runs.versions import versions
 
 _ENDLESS_NUMBER = re.compile(r"\d{100}")  # FastChat's patterns take quadratic time on digits without end
 
@@ -110,7 +111,7 @@ def judge(run: JudgeRun, on_progress: Callable[[int, int], None] = lambda done, 
         _check_prompts(log, plan)
         questions = [[q["question_id"], q["category"], min(len(q["turns"]), 2)] for q in bench.questions]
         log.note(questions=questions)
-        log.note_run(started=time.time(), versions=versions())
+        log.note_run(started=time.time(), versions=versions("fschat", "openai", "peft"))
         try:
             return _Judging(fastchat, endpoint, run, plan, log, layout.failures(path), on_progress).run_missing()
         finally:

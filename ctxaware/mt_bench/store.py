@@ -243,14 +243,3 @@ def claimed_rows(
         if manifest is not None and not rows:
             write_manifest(file, {**manifest, CONFIGURATION: as_json(configuration)})
         yield RowLog(path, key, rows, claim(file, configuration, path, grows))
-
-
-def versions() -> dict[str, str]:
-    """The installed versions of what decides results."""
-    from importlib import metadata
-
-    installed = {}
-    for name in ("ctxaware", "fschat", "openai", "transformers", "tokenizers", "torch", "peft"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            installed[name] = metadata.version(name)
-    return installed

@@ -11,6 +11,7 @@ from ctxaware.errors import InputError
 from ctxaware.models import load_config, load_model, load_tokenizer, model_fingerprint
 from ctxaware.runs.processes import on_main
 from ctxaware.runs.progress import progress_bar
+from ctxaware.runs.versions import versions
 from ctxaware.scores import shards
 from ctxaware.scores.formula import score_conversations
 
@@ -92,7 +93,7 @@ def _manifest(run: ScoreRun, device: "torch.device") -> shards.Manifest:
         batch_tokens=run.batch_tokens,
         dtype=str(choose_dtype(run.dtype, device)).removeprefix("torch."),
         device=device.type,
-        versions=shards.versions(),
+        versions=versions(),
     )
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctxaware import __version__
 from ctxaware.data.conversations import find_file, fingerprint, fingerprint_messages, read_conversations
 from ctxaware.errors import InputError
 from ctxaware.runs.claim import LOCK, RUN, as_json, claim, describe_difference, locked_by_all
@@ -48,13 +47,6 @@ class Manifest:
     dtype: str
     device: str
     versions: dict[str, str]
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that take part in a score."""
-    from importlib.metadata import version
-
-    return {"ctxaware": __version__} | {name: version(name) for name in ("torch", "transformers", "tokenizers")}
 
 
 def is_complete(out: Path, manifest: Manifest) -> bool:

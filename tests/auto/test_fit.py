@@ -1,6 +1,7 @@
 """Fitting on turns with scores: figures against plain formulas, what is held out, and the command's files."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -9,9 +10,10 @@ from support.auto import model_for, save_model, tokenizer_with_indicator
 
 from ctxaware import load_auto_indicator
 from ctxaware.auto import fit as fitting
-from ctxaware.auto.calibration import Calibration, auroc, fit_calibration, reliability
+from ctxaware.auto.calibration import Calibration, auroc, error_by_chance, fit_calibration, reliability
 from ctxaware.auto.fit import fit, labelled_turns, measure
 from ctxaware.auto.fork import fork_messages
+from ctxaware.auto.kept import kept_beside
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import indicator_id
 
@@ -212,12 +214,56 @@ def test_the_command_writes_beside_the_model_and_prints_what_it_is_worth(
     said = capsys.readouterr().out
     assert "of 79 turns have a score above 0.6" in said
     assert "AUROC 0." in said
-    assert "calibration error 0." in said
+    assert re.search(r"calibration error 0\.\d+ \(0\.\d+ if all were right\)", said)
+    assert not list(folder.glob("*.parts"))
     assert (folder / "auto_indicator.png").stat().st_size > 10_000
     loaded = load_auto_indicator(str(folder))
     assert loaded.method.layers == ((0, 2) if method == "probe" else ())
     assert loaded.fitted["scores"]["model"] == "seed"
     assert f"threshold {loaded.threshold:.3f}: marks" in said
+
+
+@pytest.mark.parametrize("method", ["slot", "probe"])
+def test_an_interrupted_fit_goes_on_and_gives_the_same_to_the_bit(tmp_path, model, tokenizer, monkeypatch, method):
+    monkeypatch.setattr(fitting, "CHUNK", 16)
+    turns, undisturbed, quality = fitted(model, tokenizer, method)
+    settings = {"method": method, "layers": [1], "beta": 0.6, "fingerprint": "f", "provenance": {"data": "d"}}
+    n_read = []
+
+    def killed(n, _):
+        n_read.append(n)
+        if sum(n_read) > 2 * 16:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "auto_indicator.json.parts"
+    with pytest.raises(KeyboardInterrupt), kept_beside(tmp_path, {"model": "m"}) as keep:
+        fit(model, tokenizer, turns, **settings, advance=killed, keep=keep)
+    kept = sorted(folder.glob("*.npz"))
+    assert len(kept) == 2
+    kept[1].write_bytes(kept[1].read_bytes()[:-40])  # torn: it is read again
+    with (
+        pytest.raises(InputError, match=r"holds a run with model m \(now other\)"),
+        kept_beside(tmp_path, {"model": "other"}),
+    ):
+        pass
+    n_read.clear()
+    with kept_beside(tmp_path, {"model": "m"}) as keep:
+        again, its_quality = fit(model, tokenizer, turns, **settings, advance=lambda n, _: n_read.append(n), keep=keep)
+    assert sum(n_read) == len(turns.forks) - 16
+    assert not folder.exists()
+    for indicator, name in ((undisturbed, "a"), (again, "b")):
+        indicator.save(tmp_path / name)
+    files = [sorted((tmp_path / name).iterdir()) for name in ("a", "b")]
+    assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
+    assert its_quality.to_json() == quality.to_json()
+
+
+def test_the_error_of_right_probabilities_is_what_chance_makes_of_it():
+    p = np.random.default_rng(0).random(150)
+    errors = [reliability(p, np.random.default_rng(seed).random(150) < p).error for seed in range(1000, 1300)]
+    assert error_by_chance(p) == pytest.approx(np.mean(errors), abs=0.004)
+    assert error_by_chance(p) > 0.05
+    assert error_by_chance(np.array([0.0, 1.0, 1.0])) == 0
 
 
 def test_mistakes_in_the_options_are_one_line(tmp_path, tokenizer, capsys, monkeypatch):

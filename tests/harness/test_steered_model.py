@@ -82,7 +82,15 @@ def plain_answer(model, tokenizer, text, content):
     return tokenizer.decode(input_ids[0, n_prompt:], skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"batch_size": 4}, {"batch_size": 2, "prefix_cache": False}])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"batch_size": 4},
+        {"batch_size": 2, "prefix_cache": False},
+        {"batch_size": "auto", "max_batch_size": 2, "max_length": 256, "prefix_cache": False},
+    ],
+)
 @pytest.mark.parametrize("prefix", ["", "The ships"])
 def test_answers_equal_the_plain_formula_one_by_one(model, tokenizer, heads_file, kwargs, prefix):
     lm = make(model, tokenizer, steer_alpha=ALPHA, steer_heads=heads_file, **kwargs)
@@ -185,6 +193,19 @@ def test_prompts_without_a_users_message_are_refused(model, tokenizer):
     text = lm.apply_chat_template([{"role": "system", "content": "Be brief."}])
     with pytest.raises(InputError, match="needs a user message, and the messages of this prompt are: system"):
         generate(lm, [text])
+
+
+def test_a_template_that_refuses_a_system_message_is_steered_on_what_it_shows(model, tokenizer):
+    refusing = chats.make_tokenizer(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        + chats.CHATML
+    )
+    lm = make(model, refusing, steer_alpha=ALPHA, steer_heads="all")
+    user = {"role": "user", "content": "Which ships?"}
+    text = lm.apply_chat_template([{"role": "system", "content": "Be brief."}, user])
+    assert "brief" not in text, "the harness leaves the system message out"
+    ids = tuple(refusing(text, add_special_tokens=False)["input_ids"])
+    assert refusing.decode([key // 2 for key in lm.cache_key(ids, text) if key % 2]) == "Which ships?"
 
 
 def test_a_template_that_hides_the_users_text_is_refused(model):

@@ -31,10 +31,13 @@ LAUNCH = {
 }
 
 
-def write_questions(path: Path) -> Path:
+PLACES = ("mill", "lake", "tower", "barn", "gate", "wall", "hill", "well", "church", "bridge", "school", "forge")
+
+
+def write_questions(path: Path, n_passages: int = 3) -> Path:
     """A release of SQuAD with two questions a passage."""
     paragraphs = []
-    for i, place in enumerate(("mill", "lake", "tower")):
+    for i, place in enumerate(PLACES[:n_passages]):
         context = f"The keeper sleeps behind the {place} in winter."
         answer = {"text": place, "answer_start": context.index(place)}
         asked = ("Where does the keeper sleep?", "Behind what does the keeper sleep?")
@@ -78,5 +81,7 @@ def write(folder: Path, **changes) -> Path:
 
 
 def many_questions(folder: Path) -> dict:
-    """What to ask where there has to be time for a kill: the built-in sample."""
-    return {**content(folder)["evaluate"], "metadata": {"source": "builtin"}, "batch_size": 1}
+    """What to ask where there has to be time for a kill: 24 questions, one by one."""
+    evaluate = content(folder)["evaluate"]
+    source = write_questions(folder / "many_questions.json", len(PLACES))
+    return {**evaluate, "metadata": {"source": str(source)}, "batch_size": 1}

@@ -23,8 +23,8 @@ from ctxaware.report.allocation.prompts import INDICATOR, PLAIN, TEMPLATE, Condi
 from ctxaware.runs.files import sha256_of_json
 from ctxaware.runs.processes import on_main, process_state
 from ctxaware.runs.progress import progress_bar
+from ctxaware.runs.versions import versions
 from ctxaware.scores.run import parse_layers
-from ctxaware.scores.shards import versions
 
 if TYPE_CHECKING:
     import pyarrow as pa
