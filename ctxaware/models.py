@@ -91,12 +91,15 @@ def load_adapter(model: "PreTrainedModel", name: str, revision: str | None = Non
 def check_checkpoint(name: str, revision: str | None = None) -> None:
     """Check a model's files for those who load it by themselves, a trainer or the harness: no weight is read.
 
+    An encoder-decoder, which the harness can evaluate, is loaded by another class and not checked.
+
     Raises:
         InputError: as `load_model`, for all but the values of the weights.
     """
     if adapter := adapter_of(name, revision):
         name, revision = adapter.base_model_name_or_path, adapter.revision
-    _from_files(name, revision, device_map="meta")
+    if not load_config(name, revision).is_encoder_decoder:
+        _from_files(name, revision, device_map="meta")
 
 
 def check_finite(name: str, model: "PreTrainedModel") -> None:
