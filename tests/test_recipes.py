@@ -219,7 +219,8 @@ def test_two_processes_of_training_are_stopped_and_go_on(data, tmp_path, to_all,
     assert not list(stopped.glob("*.safetensors"))
     assert faults.unfinished(stopped) == []
     subprocess.run(words, check=True, env=ENVIRONMENT)
-    subprocess.run(launch_two(command(base, data, whole, *more)), check=True, env=ENVIRONMENT)
+    one = command(base, data, whole, *more)  # one process with twice the accumulation is the same
+    assert recipe("sft_indicator.py", one, tmp_path / "log") == 0, (tmp_path / "log").read_text()
     assert saved(stopped) == saved(whole)
 
 
@@ -229,17 +230,16 @@ def test_two_processes_that_score_are_stopped_and_go_on(tmp_path, to_all, number
     base, chats = prepared_base(tmp_path / "base"), write_data(tmp_path / "chats.jsonl", 1500)
     whole, stopped = tmp_path / "whole.parquet", tmp_path / "stopped.parquet"
 
-    def words(out):
-        launcher = launch_two([])[:-1]
-        scored = ("score", chats, "--model", base, "--layer", "1", "--max-length", "128", "--batch-tokens", "256")
-        return [*launcher, "-m", "ctxaware", *map(str, scored), "--out", str(out)]
+    def score(out):
+        options = ("--layer", "1", "--device", "cpu", "--max-length", "128", "--batch-tokens", "256")
+        return list(map(str, ("score", chats, "--model", base, *options, "--out", out)))
 
-    parts = Path(f"{stopped}.parts")
-    printed = stopped_when(lambda: any(parts.glob("shard-*")), words(stopped), to_all, number)
+    parts, words = Path(f"{stopped}.parts"), [*launch_two([])[:-1], "-m", "ctxaware", *score(stopped)]
+    printed = stopped_when(lambda: any(parts.glob("shard-*")), words, to_all, number)
     assert printed.count(SAID) == 1, printed
     assert not stopped.exists()
-    subprocess.run(words(stopped), check=True, env=ENVIRONMENT)
-    subprocess.run(words(whole), check=True, env=ENVIRONMENT)
+    subprocess.run(words, check=True, env=ENVIRONMENT)
+    assert faults.run(score(whole), tmp_path / "log") == 0, (tmp_path / "log").read_text()
     assert stopped.read_bytes() == whole.read_bytes()
     assert not parts.exists()
 

@@ -82,8 +82,8 @@ def _check_table(path: Path, table: "pa.Table", has_layers: bool) -> None:
     """Raise `InputError` for columns that are not those of `ctxaware score`, or scores that are none."""
     import pyarrow.compute as pc
 
-    kinds = {field.name: field.type for field in schema(has_layers)}
-    wrong = [name for name, kind in kinds.items() if name not in table.column_names or table[name].type != kind]
+    kinds = {field.name: _kind(field.type) for field in schema(has_layers)}
+    wrong = [name for name, kind in kinds.items() if name not in table.column_names or _kind(table[name].type) != kind]
     wrong = wrong or [name for name in kinds if name != "score" and table[name].null_count]
     if not wrong and len(table) and table["score"].null_count < len(table):
         span = pc.min_max(table["score"]).as_py()
@@ -91,6 +91,13 @@ def _check_table(path: Path, table: "pa.Table", has_layers: bool) -> None:
             wrong = ["score"]
     if wrong:
         raise InputError(f"{path} has no scores as ctxaware score writes them: column {wrong[0]}; score again")
+
+
+def _kind(of: "pa.DataType") -> str:
+    import pyarrow as pa
+
+    of_kind = {"whole": pa.types.is_integer, "number": pa.types.is_floating, "text": pa.types.is_string}
+    return next((name for name, is_one in of_kind.items() if is_one(of)), str(of))
 
 
 def read_one_layer(path: Path, layer: int | None = None) -> tuple[int, Scores]:

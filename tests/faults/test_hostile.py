@@ -343,3 +343,82 @@ def test_a_run_that_is_taken_over_leaves_nothing_of_the_one_before(tmp_path):
     assert claim_output(out, {"seed": 2}) is False
     assert sorted(path.name for path in out.iterdir()) == ["run.json"]
     shutil.rmtree(out)
+
+
+# -- arguments of the recipes, and experiments
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--learning_rate", "abc"), "invalid float value: 'abc'"),
+        (("--learning_rate", "-1"), "learning_rate must be 0 or more"),
+        (("--max_length", "0"), "max_length must be at least 2"),
+        (("--max_length", "-5"), "max_length must be at least 2"),
+        (("--save_steps", "0"), "save_steps must be above 0"),
+        (("--num_train_epochs", "nan"), "num_train_epochs must be a number"),
+        (("--dataloader_num_workers", "-1"), "dataloader_num_workers must be 0 or more"),
+        (("--adam_beta2", "5"), "adam_beta2 must be at least 0 and below 1"),
+        (("--model_init_kwargs", "[]"), "model_init_kwargs must be a mapping in JSON"),
+        (("--eval_on_start", "true"), "eval_on_start can't be set here"),
+        (("--optim", "foo"), "invalid choice: 'foo'"),
+    ],
+)
+def test_an_impossible_argument_of_a_recipe_is_one_line(tmp_path, capsys, words, says):
+    pytest.importorskip("trl")
+    from support.training_runs import arguments
+
+    with pytest.raises(InputError, match="argument|must|can't") as error:
+        arguments(tmp_path / "base", tmp_path / "data", tmp_path / "out", *words)
+    assert says in str(error.value)
+    assert "usage:" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("n_rows", [100, 5000])
+def test_token_ids_past_the_embedding_are_seen_before_training(n_rows):
+    pytest.importorskip("trl")
+    from datasets import Dataset
+
+    from ctxaware.models import check_rows
+    from ctxaware.training.trainer import _largest_id
+
+    dataset = Dataset.from_dict({"input_ids": [[1, 2], [], [1500, 3]], "row": [0, 1, 2]})
+    assert _largest_id(dataset) == 1500
+    if n_rows == 5000:
+        check_rows(n_rows, _largest_id(dataset))
+        return
+    with pytest.raises(InputError, match="makes token 1500 and the model's embedding has 100 rows"):
+        check_rows(n_rows, _largest_id(dataset))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"model_args": {"dtype": "float32,indicator=always"}}, "one plain value without , and ="),
+        ({"model_args": {"a": [1]}}, "one plain value"),
+    ],
+)
+def test_an_experiment_that_would_fail_after_training_is_refused(change, says):
+    from ctxaware.experiment.config import experiment
+
+    content = {
+        **{"out": "out", "models": [{"name": "m", "base": "b", "config": "c.yaml"}]},
+        **{"data": [{"name": "d", "source": "x.jsonl"}], "evaluate": {"tasks": ["nih_ctx"], **change}},
+    }
+    with pytest.raises(InputError, match=says):
+        experiment(content)
+
+
+@pytest.mark.parametrize("n", [0, -1, True, "2"])
+def test_an_experiment_with_an_impossible_number_of_processes_is_refused(tmp_path, n):
+    import yaml
+    from support import experiments
+
+    from ctxaware.experiment.config import read_experiment
+    from ctxaware.experiment.plan import Plan
+
+    launch = tmp_path / "odd.yaml"
+    launch.write_text(yaml.safe_dump({**experiments.LAUNCH, "num_processes": n}))
+    with pytest.raises(InputError, match="names no num_processes"):
+        Plan(read_experiment(experiments.write(tmp_path, launch=str(launch))))
