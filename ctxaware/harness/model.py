@@ -46,16 +46,15 @@ class ContextLM(AutoMixin, SteeringMixin, PrefixReuseLM):
 
     def __init__(self, *args: Any, **kwargs: Any):
         name, device = kwargs.get("pretrained", args[0] if args else None), kwargs.get("device")
-        is_named = isinstance(name, str)
         self._messages: dict[str, list[dict]] = {}
         with one_line_in_lm_eval():
             refuse_misspelt(type(self), kwargs)
-            if is_named and device is not None:
+            if isinstance(name, str) and device is not None:
                 choose_device(device)
-            if is_named and not _LOADED_OTHERWISE & {key for key, value in kwargs.items() if value}:
+            if isinstance(name, str) and not _LOADED_OTHERWISE & {key for key, value in kwargs.items() if value}:
                 check_checkpoint(name, kwargs.get("revision"))
             super().__init__(*args, **kwargs)
-            if is_named:
+            if isinstance(name, str):
                 self._check_device(device)
                 check_finite(name, self.model)
 

@@ -368,7 +368,7 @@ def test_an_impossible_argument_of_a_recipe_is_one_line(tmp_path, capsys, words,
     pytest.importorskip("trl")
     from support.training_runs import arguments
 
-    with pytest.raises(InputError, match="argument|must|can't") as error:
+    with pytest.raises(InputError, match=r"argument|must|can't") as error:
         arguments(tmp_path / "base", tmp_path / "data", tmp_path / "out", *words)
     assert says in str(error.value)
     assert "usage:" not in capsys.readouterr().err
