@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import re
 import signal
 import threading
@@ -93,10 +94,14 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict], **templ
 
 
 @contextlib.contextmanager
-def template_errors() -> Iterator[None]:
+def template_errors(refusals: bool = True) -> Iterator[None]:
     """For a chat template at work: whatever is wrong with it is an `InputError`, and one that never ends is stopped.
 
     It is stopped in the main thread, where the system has such a timer.
+
+    Args:
+        refusals: False lets what a template itself raises (jinja2's `TemplateError`, of a system message most often)
+            pass, for a caller who then tries without.
     """
     from jinja2.exceptions import TemplateError
 
@@ -121,6 +126,8 @@ def template_errors() -> Iterator[None]:
         *(TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError),
         *(RecursionError, TypeError, ValueError),
     ) as error:
+        if isinstance(error, TemplateError) and not refusals:
+            raise
         raise InputError(f"the chat template rejects this conversation: {error}") from error
 
 
@@ -138,27 +145,31 @@ def _locate(text: str, skeleton: str, messages: Sequence[dict]) -> tuple[Span, .
     ok = text.startswith(literals[0])
     for idx, literal in zip(order, literals[1:], strict=True):
         content = messages[idx]["content"]
-        form = next((f for f in _forms(text, position, content) if text.startswith(f + literal, position)), None)
-        if not ok or form is None:
+        length = next((n for n in _lengths(text, position, content) if text.startswith(literal, position + n)), None)
+        if not ok or length is None:
             raise InputError(
                 f"the chat template changes the content of message {idx} ({messages[idx]['role']}) "
                 "or the text beside it"
             )
-        spans.append(Span(idx, messages[idx]["role"], position, position + len(form)))
-        position += len(form) + len(literal)
+        spans.append(Span(idx, messages[idx]["role"], position, position + length))
+        position += length + len(literal)
     if position != len(text):
         raise InputError("the chat template writes other text for these messages than for plain ones: can't be located")
     return tuple(spans)
 
 
-def _forms(text: str, position: int, content: str) -> Iterator[str]:
-    """`content` with more and more white space taken from its ends, where `text` has it at `position`."""
+def _lengths(text: str, position: int, content: str) -> Iterator[int]:
+    """Lengths at which `text` has `content` at `position` with more and more white space taken from its ends."""
     core = content.strip()
     head = content[: content.index(core)]
     tail = content[len(head) + len(core) :]
-    for i in range(len(head) + 1):
-        if text.startswith(head[i:] + core, position):
-            yield from (head[i:] + core + tail[:n] for n in range(len(tail), -1, -1))
+    around = text[position : position + len(head)]
+    kept = head[len(head) - (len(around) - len(around.lstrip())) :]  # the core starts where the white space ends
+    if text.startswith(kept + core, position):
+        start = position + len(kept) + len(core)
+        pairs = zip(tail, text[start : start + len(tail)], strict=False)
+        n_common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        yield from (len(kept) + len(core) + n for n in range(n_common, -1, -1))
 
 
 def tokenize(

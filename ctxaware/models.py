@@ -1,22 +1,21 @@
 """Loading a model and its tokenizer: a user's mistake is one line, and no code that comes with a model ever runs."""
 
+import contextlib
 import hashlib
-import pickle
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctxaware.errors import InputError, first_line
+from ctxaware.errors import InputError
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftConfig, PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 HASHED_WHOLE = 1 << 30  # bytes; of a larger file `model_fingerprint` reads blocks
 _N_BLOCKS, _BLOCK = 4096, 1 << 16
 _ALL = r"(?!.*\.md$|auto_indicator\.).*"  # cards and what was fitted to the weights afterwards change nothing in them
@@ -89,9 +88,52 @@ def load_adapter(model: "PreTrainedModel", name: str, revision: str | None = Non
         return _loaded(PeftModel, "adapter", name, of=model, revision=revision).eval()
 
 
+def check_checkpoint(name: str, revision: str | None = None) -> None:
+    """Check a model's files for those who load it by themselves, a trainer or the harness: no weight is read.
+
+    An encoder-decoder, which the harness can evaluate, is loaded by another class and not checked.
+
+    Raises:
+        InputError: as `load_model`, for all but the values of the weights.
+    """
+    if adapter := adapter_of(name, revision):
+        name, revision = adapter.base_model_name_or_path, adapter.revision
+    if not load_config(name, revision).is_encoder_decoder:
+        _from_files(name, revision, device_map="meta")
+
+
+def check_finite(name: str, model: "PreTrainedModel") -> None:
+    """Raise `InputError` for weights that are no numbers: whatever such a model says, it measures nothing."""
+    import torch
+
+    for weight, values in model.named_parameters():
+        if values.is_meta or not values.is_floating_point() or torch.isfinite(values.sum(dtype=torch.float32)):
+            continue
+        if not torch.isfinite(values).all():  # else they only add up to more than a float32 holds
+            raise InputError(
+                f"model {name!r} has weights that are no numbers (NaN or infinite) in {weight}; restore it"
+            )
+
+
+def check_rows(n_rows: int | None, largest: int) -> None:
+    """Raise `InputError` where a token id has no row in an embedding of so many rows."""
+    if n_rows and largest >= n_rows:
+        raise InputError(
+            f"the tokenizer makes token {largest} and the model's embedding has {n_rows} rows; pass the tokenizer that "
+            "the model was trained with"
+        )
+
+
 def _load_weights(
     name: str, revision: str | None, dtype: "torch.dtype | str", device: "torch.device | str"
 ) -> "PreTrainedModel":
+    model = _from_files(name, revision, dtype=dtype)
+    check_finite(name, model)
+    stays = getattr(model, "is_quantized", False)  # where its weights were put
+    return model if stays else model.to(device)
+
+
+def _from_files(name: str, revision: str | None, **kwargs: Any) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     kernel = str(load_config(name, revision)._attn_implementation or "")
@@ -106,13 +148,12 @@ def _load_weights(
         name,
         revision=revision,
         trust_remote_code=False,
-        dtype=dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # reported below, in one line
+        **kwargs,
     )
     _check_weights(name, model.state_dict().keys(), info)
-    stays = getattr(model, "is_quantized", False)  # where its weights were put
-    return model if stays else model.to(device)
+    return model
 
 
 def _check_weights(name: str, expected: Iterable[str], info: dict[str, Any]) -> None:
@@ -169,60 +210,35 @@ def file_of(name: str, file: str, revision: str | None) -> str | None:
 def _loaded(kind: Any, what: str, name: str, of: Any = None, **kwargs: Any) -> Any:
     """`kind.from_pretrained`, with whatever a broken file makes the libraries raise as one line."""
     import torch
-    from safetensors import SafetensorError
 
     try:
-        return kind.from_pretrained(*([] if of is None else [of]), name, **kwargs)
+        with _quiet():
+            return kind.from_pretrained(*([] if of is None else [of]), name, **kwargs)
     except torch.OutOfMemoryError:
         raise
-    except (
-        *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, UserWarning),
-        *(SafetensorError, pickle.UnpicklingError),
-    ) as error:
+    except Exception as error:  # each library has errors of its own, and tokenizers raises bare ones
         if "trust_remote_code" in str(error):
             raise InputError(
                 f"{what} {name!r} needs code of its own (auto_map), which is never run here; "
                 "pass one that transformers itself knows"
             ) from error
+        cause = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"can't load {what} {name!r}: {first_line(error)[:_SHOWN]} - pass a hub name or the path of a model folder"
+            f"can't load {what} {name!r}: {cause[:_SHOWN]} - pass a hub name or the path of a model folder"
         ) from error
 
 
-def choose_dtype(name: str, device: "torch.device") -> "torch.dtype":
-    """The torch dtype that `name` stands for; "auto" is bfloat16 on a CUDA device that has it, else float32.
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table of the weights that don't fit: what is wrong with them is an error here."""
+    from transformers.utils import logging
 
-    Raises:
-        InputError: `name` is none of `DTYPES`.
-    """
-    import torch
-
-    if name not in DTYPES:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    return getattr(torch, name)
-
-
-def choose_device(name: str | None) -> "torch.device":
-    """The torch device of that name; None for the GPU where there is one, else the CPU.
-
-    Raises:
-        InputError: it is no device, or there is none of its kind here.
-    """
-    import torch
-
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device must be one like cpu, cuda or cuda:1, got {name!r}") from error
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # not there, not built for it, or meta
-        raise InputError(f"device {name!r} can't be used here: {first_line(error)}", "pass {device} cpu") from error
-    return device
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def model_fingerprint(name: str, revision: str | None = None) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from safetensors.torch import load_file
+from support import faults
 from support.training_runs import command, prepared_base, write_data
 
 ROOT = Path(__file__).parents[1]
@@ -183,6 +184,64 @@ def test_two_processes_killed_and_started_again_give_the_same_weights(data, tmp_
     argv[argv.index(str(killed))] = str(whole)
     subprocess.run(launch_two(argv), check=True, env=ENVIRONMENT)
     assert saved(killed) == saved(whole)
+
+
+def stopped_when(is_time, words, to_all, number):
+    """What a launcher and its processes print that get a signal when it is time; none of them may be left."""
+    running = subprocess.Popen(
+        words, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while not is_time():
+        assert running.poll() is None, running.stdout.read()
+        time.sleep(0.02)
+    (os.killpg if to_all else os.kill)(running.pid, number)
+    printed, _ = running.communicate(timeout=300)
+    assert running.returncode != 0
+    assert faults.processes_of(running.pid) == []
+    return printed
+
+
+SIGNALS = pytest.mark.parametrize(("to_all", "number"), [(False, signal.SIGTERM), (True, signal.SIGINT)])
+SAID = "interrupted: what is done is kept; run the same command again to go on"
+
+
+@pytest.mark.slow
+@SIGNALS
+def test_two_processes_of_training_are_stopped_and_go_on(data, tmp_path, to_all, number):
+    """SIGTERM to the launcher, and Ctrl-C to all: our line once (the launcher adds a traceback of its own)."""
+    base = prepared_base(tmp_path / "base")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    epochs = ("--num_train_epochs", "12", "--save_strategy", "steps", "--save_steps", "4")
+    more = (*epochs, *RESCORED, "--threshold", "0.28")
+    words = launch_two(command(base, data, stopped, *more))
+    printed = stopped_when((stopped / "checkpoint-4" / "complete.json").is_file, words, to_all, number)
+    assert printed.count(SAID) == 1, printed
+    assert not list(stopped.glob("*.safetensors"))
+    assert faults.unfinished(stopped) == []
+    subprocess.run(words, check=True, env=ENVIRONMENT)
+    one = command(base, data, whole, *more)  # one process with twice the accumulation is the same
+    assert recipe("sft_indicator.py", one, tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    assert saved(stopped) == saved(whole)
+
+
+@pytest.mark.slow
+@SIGNALS
+def test_two_processes_that_score_are_stopped_and_go_on(tmp_path, to_all, number):
+    base, chats = prepared_base(tmp_path / "base"), write_data(tmp_path / "chats.jsonl", 1500)
+    whole, stopped = tmp_path / "whole.parquet", tmp_path / "stopped.parquet"
+
+    def score(out):
+        options = ("--layer", "1", "--device", "cpu", "--max-length", "128", "--batch-tokens", "256")
+        return list(map(str, ("score", chats, "--model", base, *options, "--out", out)))
+
+    parts, words = Path(f"{stopped}.parts"), [*launch_two([])[:-1], "-m", "ctxaware", *score(stopped)]
+    printed = stopped_when(lambda: any(parts.glob("shard-*")), words, to_all, number)
+    assert printed.count(SAID) == 1, printed
+    assert not stopped.exists()
+    subprocess.run(words, check=True, env=ENVIRONMENT)
+    assert faults.run(score(whole), tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    assert stopped.read_bytes() == whole.read_bytes()
+    assert not parts.exists()
 
 
 def test_a_hub_token_is_written_nowhere(data, tmp_path):

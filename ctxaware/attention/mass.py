@@ -24,6 +24,7 @@ from ctxaware.attention.kernel import (
     text_decoder,
 )
 from ctxaware.errors import InputError
+from ctxaware.models import check_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,11 +46,7 @@ def check_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
 def check_ids(model: PreTrainedModel, input_ids: torch.Tensor) -> None:
     """Raise `InputError` for a token id that has no row in the model's embedding."""
     n_rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    if n_rows and input_ids.numel() and (largest := int(input_ids.max())) >= n_rows:
-        raise InputError(
-            f"the tokenizer makes token {largest} and the model's embedding has {n_rows} rows; pass the tokenizer that "
-            "the model was trained with"
-        )
+    check_rows(n_rows, int(input_ids.max()) if input_ids.numel() else -1)
 
 
 def attention_mass(

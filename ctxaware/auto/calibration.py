@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from ctxaware.errors import InputError
+from ctxaware.runs.shapes import NUMBER, check_shape
 
 ISOTONIC, PLATT = "isotonic", "platt"
 ISOTONIC_FROM = 1000  # turns; with fewer, isotonic regression follows chance (scikit-learn's advice)
 N_BINS = 15
+_KNOTS = {"log_odds": [NUMBER], "probability": [NUMBER]}
 _DRAWS = 200
 
 
@@ -48,6 +50,7 @@ class Calibration:
         Raises:
             ValueError, KeyError, TypeError: it is something else.
         """
+        check_shape(value, {"slope": NUMBER, "intercept": NUMBER} if value["kind"] == PLATT else _KNOTS, "calibration")
         if value["kind"] == PLATT:
             return cls(PLATT, (float(value["slope"]),), (float(value["intercept"]),))
         x, y = tuple(map(float, value["log_odds"])), tuple(map(float, value["probability"]))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ctxaware.chat import defuse, n_instructions
+from ctxaware.chat import defuse, n_instructions, template_errors
 from ctxaware.errors import InputError
 from ctxaware.indicator.marking import mark_messages, without_indicator
 from ctxaware.indicator.token import INDICATOR, indicator_id
@@ -120,12 +120,8 @@ def fork_messages(
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", messages: list[dict], template_kwargs: dict) -> list[int]:
-    from jinja2.exceptions import TemplateError
-
     if not tokenizer.chat_template:
         raise InputError(f"tokenizer {tokenizer.name_or_path!r} has no chat template; use a chat model's tokenizer")
-    try:
+    with template_errors():
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_kwargs)
-    except (TemplateError, TypeError, KeyError, IndexError) as error:
-        raise InputError(f"the chat template rejects these messages: {error}") from error
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # the template writes its own

@@ -21,6 +21,7 @@ from ctxaware.models import file_of
 from ctxaware.prefix_cache import Prompt
 from ctxaware.runs.files import output_file, write_json
 from ctxaware.runs.progress import Advance
+from ctxaware.runs.shapes import NUMBER, Maybe, check_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ctxaware.auto")
 
 FILE, WEIGHTS = "auto_indicator.json", "auto_indicator.safetensors"
+
+
+_SHAPE = {
+    **{"method": str, "layers": [int], "threshold": NUMBER, "beta": NUMBER, "model": str, "calibration": dict},
+    **{"chat_template_sha256": str, "fitted": {"held_out": Maybe({"auroc_interval": Maybe([NUMBER])})}},
+}
 
 
 class Decision(NamedTuple):
@@ -222,6 +229,9 @@ def load_auto_indicator(
 def _read(path: Path, weights: str | None) -> AutoIndicator:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        check_shape(value, _SHAPE, "its content")
+        if not 0 <= value["threshold"] <= 1 or not 0 <= value["beta"] <= 1:
+            raise ValueError("threshold and beta must be in 0–1")
         layers = tuple(map(int, value["layers"]))
         if value["method"] not in METHODS:
             raise ValueError(f"method {value['method']!r}")
@@ -242,7 +252,7 @@ def _read(path: Path, weights: str | None) -> AutoIndicator:
             str(value["chat_template_sha256"]),
             dict(value["fitted"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # safetensors has errors of its own
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}); fit it again") from error
 
 

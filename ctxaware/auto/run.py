@@ -14,9 +14,10 @@ from ctxaware.auto.kept import kept_beside
 from ctxaware.auto.methods import PROBE, SLOT, usual_layer
 from ctxaware.auto.quality import Quality
 from ctxaware.auto.weights import weights_fingerprint
+from ctxaware.devices import choose_device, choose_dtype
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import indicator_id
-from ctxaware.models import choose_device, choose_dtype, load_config, load_model, load_tokenizer
+from ctxaware.models import load_config, load_model, load_tokenizer
 from ctxaware.runs.progress import progress_bar
 from ctxaware.runs.versions import versions
 
@@ -65,6 +66,9 @@ def fit_model(
             raise InputError("a layer goes with the probe; the slot looks at the model's own predictions")
     layers = parse_probe_layers(run.layer, load_config(run.model, run.revision)) if run.method == PROBE else []
     turns = labelled_turns(tokenizer, scored, run.method, run.beta, run.max_length)
+    if turns.left_out and not turns.forks:
+        ((reason, n),) = turns.left_out.most_common(1)
+        raise InputError(f"no turn can be read; {n:,} are left out: {reason}")
     device = choose_device(run.device)
     dtype, fingerprint = choose_dtype(run.dtype, device), weights_fingerprint(run.model, run.revision)
     model = load_model(run.model, run.revision, dtype, device)

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -59,9 +60,15 @@ def _option(setting: str) -> str:
     return f"--{setting.replace('_', '-')}"
 
 
+def _who() -> str:
+    """What stands before an error of one of several processes, as a launcher numbers them; "" for the first."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"process {rank}: "
+
+
 def main() -> None:
     """Run the command; a mistake in its options, or an `InputError`, becomes one line and exit code 2."""
-    with ends_in_one_line(_option):
+    with ends_in_one_line(_option, _who):
         _refuse_empty_words(sys.argv[1:])
         try:
             exit_code = app(standalone_mode=False)

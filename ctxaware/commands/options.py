@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class DType(str, Enum):
-    """Of a model's weights, as `models.DTYPES`."""
+    """Of a model's weights, as `devices.DTYPES`."""
 
     auto = "auto"
     float32 = "float32"

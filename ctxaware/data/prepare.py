@@ -22,11 +22,10 @@ from ctxaware.data.conversations import (
 from ctxaware.data.releases import DATASETS, clean
 from ctxaware.data.sources import HUB, load_from_hub
 from ctxaware.errors import InputError
-from ctxaware.runs.claim import HIDDEN_LOCK, locked
+from ctxaware.runs.claim import HIDDEN_LOCK, STATISTICS, locked, refuse_foreign_data
 from ctxaware.runs.files import refuse_own_input, write_json
 from ctxaware.runs.progress import Advance, progress_bar
-
-STATISTICS = "statistics.json"
+from ctxaware.runs.shapes import check_shape
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ def prepare_dataset(run: PrepareRun) -> dict[str, Any]:
     records = _Records(run)
     if records.file:
         refuse_own_input(run.out, [run.out, *output_files(run.out)], [Path(run.source), records.file])
+    refuse_foreign_data(run.out, output_files(run.out))
     with locked(run.out / HIDDEN_LOCK, run.out), progress_bar(f"preparing {run.dataset}", 100) as records.advance:
         conversations = clean(records, run.dataset, counts)
         write_conversations(run.out, _summed(conversations, sums, n_tokens, records), run.kind)
@@ -86,6 +86,7 @@ def read_statistics(folder: Path) -> dict[str, Any] | None:
     """
     try:
         statistics = json.loads((folder / STATISTICS).read_bytes())
+        check_shape(statistics, {"source": str, "conversations": int, "instructions": int}, str(folder / STATISTICS))
         is_whole = sum(1 for _ in read_conversations(folder)) == statistics["conversations"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):  # an `InputError` is a ValueError
         return None

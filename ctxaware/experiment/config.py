@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ctxaware.data.releases import DATASETS
 from ctxaware.errors import InputError
 from ctxaware.indicator.marking import MODES
+from ctxaware.runs.yamls import read_yaml
 from ctxaware.scores.threshold import DEFAULT_THRESHOLD, check_threshold
 
 VANILLA = "vanilla"  # as seed model: the run that the + Indicator run is compared with
@@ -42,6 +43,20 @@ def whole_number(value: Any, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise InputError(f"{where} must be a whole number, got {value!r}")
     return value
+
+
+def count(value: Any, where: str) -> int:
+    if whole_number(value, where) < 1:
+        raise InputError(f"{where} must be 1 or more, got {value!r}")
+    return value
+
+
+def model_arguments(value: Any, where: str) -> dict[str, Any]:
+    given = mapping(value, where)
+    for key, entry in given.items():
+        if isinstance(entry, dict | list) or re.search("[,=]", f"{key}{entry}"):
+            raise InputError(f"{where}: {key} must be one plain value without , and =, got {entry!r}")
+    return given
 
 
 def share(value: Any, where: str) -> float:
@@ -174,8 +189,8 @@ class Evaluate:
     metadata: dict[str, Any] = field(metadata=read_by(mapping), default_factory=dict)
     conditions: tuple[str, ...] = field(metadata=read_by(several(one_of(MODES))), default=("never", "always"))
     before_tuning: str = field(metadata=read_by(one_of(BEFORE_TUNING)), default="no")
-    batch_size: int = field(metadata=read_by(whole_number), default=8)
-    model_args: dict[str, Any] = field(metadata=read_by(mapping), default_factory=dict)
+    batch_size: int = field(metadata=read_by(count), default=8)
+    model_args: dict[str, Any] = field(metadata=read_by(model_arguments), default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -186,9 +201,9 @@ class MTBench:
     judge: str | None = field(metadata=read_by(text), default=None)
     base_url: str | None = field(metadata=read_by(text), default=None)
     api_key_env: str | None = field(metadata=read_by(text), default=None)
-    parallel: int = field(metadata=read_by(whole_number), default=8)
-    max_new_tokens: int = field(metadata=read_by(whole_number), default=1024)
-    batch_size: int = field(metadata=read_by(whole_number), default=8)
+    parallel: int = field(metadata=read_by(count), default=8)
+    max_new_tokens: int = field(metadata=read_by(count), default=1024)
+    batch_size: int = field(metadata=read_by(count), default=8)
 
 
 @dataclass(frozen=True)
@@ -214,7 +229,7 @@ class Experiment:
     thresholds: tuple[float, ...] = field(metadata=read_by(several(share)), default=(DEFAULT_THRESHOLD,))
     seed_model: str = field(metadata=read_by(text), default=VANILLA)
     score_layer: int = field(metadata=read_by(whole_number), default=15)
-    score_max_length: int | None = field(metadata=read_by(whole_number), default=None)
+    score_max_length: int | None = field(metadata=read_by(count), default=None)
     launch: str = field(metadata=read_by(text), default="recipes/accelerate/single_gpu.yaml")
     mt_bench: MTBench | None = field(metadata=read_by(entry(MTBench)), default=None)
     max_drop: float = field(metadata=read_by(share), default=0.02)
@@ -256,37 +271,3 @@ def read_experiment(path: Path) -> Experiment:
         InputError: there is no such file, it is no YAML, a key comes twice, or as `experiment`.
     """
     return experiment(read_yaml(path), str(path))
-
-
-def read_yaml(path: Path) -> Any:
-    """A YAML file's content, in which no key comes twice.
-
-    Raises:
-        InputError: there is no such file, it is no YAML, or a key comes twice.
-    """
-    import yaml
-
-    try:
-        content = path.read_text(encoding="utf-8")
-        node = yaml.compose(content, Loader=yaml.SafeLoader)
-        _refuse_twice(node, path)
-        return yaml.safe_load(content)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is no YAML: {error}") from error
-
-
-def _refuse_twice(node: Any, path: Path) -> None:
-    """YAML's loader would take the last of two keys without a word."""
-    import yaml
-
-    if isinstance(node, yaml.MappingNode):
-        keys = [each.value for each, _ in node.value]
-        if twice := sorted({str(each) for each in keys if keys.count(each) > 1}):
-            raise InputError(f"{path}: {twice[0]} comes twice, near line {node.start_mark.line + 1}; leave one out")
-        for _, value in node.value:
-            _refuse_twice(value, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_twice(value, path)

@@ -59,7 +59,6 @@ def run(plan: Plan, file: Path, cores: int | None = None, more: Sequence[str] = 
     from snakemake.cli import main
 
     started = time.time()
-    plan.out.mkdir(parents=True, exist_ok=True)
     with locked(plan.out / ".lock", plan.out):
         if n_ended := end_what_is_left(plan.out):
             print(f"{plan.out}: ended {n_ended} processes of a run that was killed", flush=True)

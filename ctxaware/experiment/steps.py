@@ -110,7 +110,7 @@ class Comparison:
 
 def key_of(*parts: Any) -> str:
     """Eight letters that are the same for the same parts."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def make_step(out: Path, kind: str, name: str, key: str, command: Sequence[str], **more: Any) -> Step:

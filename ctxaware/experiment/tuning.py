@@ -8,10 +8,11 @@ from typing import Any
 from ctxaware.data.conversations import find_file, fingerprint
 from ctxaware.data.releases import DATASETS
 from ctxaware.errors import InputError
-from ctxaware.experiment.config import DEMO_MODEL, VANILLA, Data, Experiment, Model, read_yaml
+from ctxaware.experiment.config import DEMO_MODEL, VANILLA, Data, Experiment, Model
 from ctxaware.experiment.recipes import located
 from ctxaware.experiment.steps import Step, key_of, make_step
 from ctxaware.models import files_fingerprint
+from ctxaware.runs.yamls import read_yaml
 from ctxaware.scores.formula import DEFAULT_MAX_LENGTH
 from ctxaware.training.free import changes_weights
 
@@ -36,7 +37,8 @@ class Tuning:
         self.out = Path(experiment.out)
         self.launch = located(experiment.launch)
         launch = read_yaml(Path(self.launch))
-        if not isinstance(launch, dict) or not isinstance(launch.get("num_processes"), int):
+        n_processes = launch.get("num_processes") if isinstance(launch, dict) else None
+        if not isinstance(n_processes, int) or isinstance(n_processes, bool) or n_processes < 1:
             raise InputError(f"launch: {self.launch} names no num_processes; expected a config of accelerate")
         if launch.get("num_machines", 1) != 1:
             raise InputError(
@@ -146,7 +148,7 @@ class Tuning:
     def score_max_length(self, model: Model, data: Data) -> int:
         """Tokens kept of a conversation that is scored."""
         length = self.experiment.score_max_length or self.settings(model, data).get("max_length")
-        return int(length or DEFAULT_MAX_LENGTH)
+        return length if isinstance(length, int) and length > 0 else DEFAULT_MAX_LENGTH  # else the check says so
 
     def prepared_base(self, model: Model, data: Data) -> Path:
         """The base with `[IND]`, which runs of several seeds and thresholds share."""

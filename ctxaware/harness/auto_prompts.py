@@ -18,6 +18,7 @@ from ctxaware.harness.metrics import score_needle, score_reading
 from ctxaware.harness.prompts import PROMPT_TEMPLATES, user_prompt
 from ctxaware.harness.reading import load_reading, prompt_template
 from ctxaware.harness.settings import NeedleSettings
+from ctxaware.runs.shapes import check_shape
 
 NEEDLES, READING, ALONE, IRRELEVANT, MT_BENCH = KINDS = (
     *("needles", "reading", "without the passage"),
@@ -116,9 +117,10 @@ def _spread(docs: list[dict]) -> list[dict]:
 def _mt_bench(path: Path) -> list[dict]:
     try:
         questions = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if not all({"question_id", "category", "turns"} <= question.keys() for question in questions):
-            raise ValueError("a line lacks question_id, category or turns")
-    except (OSError, ValueError, AttributeError) as error:
+        check_shape(questions, [{"category": str, "turns": [str]}], "questions")
+        if not all(question["turns"] and question.get("question_id") is not None for question in questions):
+            raise ValueError("a line lacks question_id or turns")
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not MT-Bench's question.jsonl ({error}); get it from FastChat") from error
     return questions
 

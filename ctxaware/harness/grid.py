@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_CELLS = 100_000  # weeks of work for any model
+MAX_TOKENS = 20_000_000  # of a document, where no window says less: some 80 MB of text
 
 
 def grid_context_lengths(min_context_length: int, max_context_length: int, num: int, reserve: int) -> list[int]:
@@ -226,14 +227,27 @@ def build_grid(
             }
 
 
-def needle_documents(settings: NeedleSettings, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
+def needle_documents(
+    settings: NeedleSettings, tokenizer: PreTrainedTokenizerBase, window: int | None = None
+) -> list[dict]:
     """The documents of a needle task's settings, by length and then depth; what `build_grid` yields.
 
     Special tokens typed in the haystack stay text.
 
+    Args:
+        settings: of the task.
+        tokenizer: a fast tokenizer.
+        window: of the model, in tokens; None where it is not known.
+
     Raises:
-        InputError: a setting is out of range, or the haystack can't be read.
+        InputError: a setting is out of range or past the window, or the haystack can't be read.
     """
+    if settings.max_context_length > (limit := window or MAX_TOKENS):
+        raise InputError(
+            f"max_context_length {settings.max_context_length} is past {'the window' if window else 'the limit'} of "
+            f"{limit:,} tokens",
+            "lower {max_context_length}",
+        )
     if settings.num_context_lengths * settings.num_depths > MAX_CELLS:
         raise InputError(
             f"a grid has at most {MAX_CELLS:,} cells, got {settings.num_context_lengths} x {settings.num_depths}"

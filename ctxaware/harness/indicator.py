@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ctxaware.chat import template_errors
 from ctxaware.errors import InputError
-from ctxaware.harness.internals import one_line_in_lm_eval, uses_chat_template
+from ctxaware.harness.internals import keep_as_json, one_line_in_lm_eval, uses_chat_template
 from ctxaware.indicator.marking import ALWAYS, AUTO, MODES, NEVER, mark_messages, without_indicator
 from ctxaware.indicator.token import INDICATOR, indicator_id
 
@@ -55,8 +56,18 @@ class IndicatorMixin(BackEnd):
         return self.render(chat_history, add_generation_prompt)
 
     def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The prompt of messages as they are sent, by the back end's own method."""
-        return super().apply_chat_template(messages, add_generation_prompt)
+        """The prompt of messages as they are sent, by the back end's own method.
+
+        Raises:
+            InputError: the chat template is broken, or not done after `chat.RENDERING_SECONDS`.
+        """
+        with one_line_in_lm_eval(), template_errors(refusals=False):  # a refused system message is left out
+            return super().apply_chat_template(messages, add_generation_prompt)
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """As the back end, with answers kept as JSON (`use_cache`)."""
+        keep_as_json(cache_hook)
+        super().set_cache_hook(cache_hook)
 
     @property
     def tokenizer_name(self) -> str:

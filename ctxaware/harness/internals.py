@@ -140,20 +140,25 @@ def answers_cached_as_json() -> Iterator[None]:
         dbdict: Any
 
         def __init__(self, lm: Any, cache_db: str) -> None:
-            from sqlitedict import SqliteDict
-
             _check_database(cache_db)
             super().__init__(lm, cache_db)
-            self.dbdict.close()
-            decode = functools.partial(_read_answer, cache_db)
-            self.dbdict = SqliteDict(cache_db, autocommit=True, encode=json.dumps, decode=decode)
-            lm.set_cache_hook(self.get_cache_hook())
+            keep_as_json(self)
 
     model.CachingLM = JsonCachingLM
     try:
         yield
     finally:
         model.CachingLM = harness_own
+
+
+def keep_as_json(holder: Any) -> None:
+    """Let the harness's file of kept answers, where there is one, hold JSON; nothing has been read from it yet.
+
+    Args:
+        holder: what has it as `dbdict`: the harness's `CachingLM`, or its `CacheHook`.
+    """
+    if (kept := holder.dbdict) is not None:
+        kept.encode, kept.decode = json.dumps, functools.partial(_read_answer, kept.filename)
 
 
 def _check_database(cache_db: str) -> None:
@@ -174,8 +179,9 @@ def _check_database(cache_db: str) -> None:
 def _read_answer(cache_db: str, value: Any) -> Any:
     try:
         answer = json.loads(value)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"the cache of answers {cache_db} does not hold JSON; remove it and run again") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        with one_line_in_lm_eval():
+            raise InputError(f"the cache of answers {cache_db} does not hold JSON; remove it and run again") from error
     return tuple(answer) if isinstance(answer, list) else answer  # a log-likelihood is a pair
 
 

@@ -15,13 +15,19 @@ import difflib
 import inspect
 from typing import Any
 
+import torch
 from lm_eval.models.huggingface import HFLM
 
+from ctxaware.devices import choose_device
 from ctxaware.errors import InputError
 from ctxaware.harness.auto import AutoMixin, longest_start
 from ctxaware.harness.hf import PrefixReuseLM
 from ctxaware.harness.internals import one_line_in_lm_eval
 from ctxaware.harness.steering import SteeringMixin
+from ctxaware.models import check_checkpoint, check_finite
+
+# arguments with which the harness loads something else than the files of `pretrained`
+_LOADED_OTHERWISE = {"autogptq", "delta", "gguf_file", "gptqmodel", "subfolder", "trust_remote_code"}
 
 
 class ContextLM(AutoMixin, SteeringMixin, PrefixReuseLM):
@@ -32,16 +38,31 @@ class ContextLM(AutoMixin, SteeringMixin, PrefixReuseLM):
             `steer_alpha`, `steer_heads`.
 
     Raises:
-        InputError: an argument that is one of ours but for its spelling, or a value that it can't have.
+        InputError: an argument that is one of ours but for its spelling, or a value that it can't have; a device that
+            is not there; a model whose files or weights are not whole.
     """
 
     keeps_messages = False  # True: `messages_of` knows what was rendered
 
     def __init__(self, *args: Any, **kwargs: Any):
+        name, device = kwargs.get("pretrained", args[0] if args else None), kwargs.get("device")
+        self._messages: dict[str, list[dict]] = {}
         with one_line_in_lm_eval():
             refuse_misspelt(type(self), kwargs)
-        self._messages: dict[str, list[dict]] = {}
-        super().__init__(*args, **kwargs)
+            if isinstance(name, str) and device is not None:
+                choose_device(device)
+            if isinstance(name, str) and not _LOADED_OTHERWISE & {key for key, value in kwargs.items() if value}:
+                check_checkpoint(name, kwargs.get("revision"))
+            super().__init__(*args, **kwargs)
+            if isinstance(name, str):
+                self._check_device(device)
+                check_finite(name, self.model)
+
+    def _check_device(self, device: str | None) -> None:
+        """The harness passes over a device that it doesn't know, and takes another."""
+        if device is None or hasattr(self, "accelerator") or (got := self.device.type) == torch.device(device).type:
+            return
+        raise InputError(f"the harness knows no device {device!r} and would run on {got}; pass cpu, cuda or cuda:1")
 
     def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt, as the back end writes it, of messages as they are sent."""

@@ -4,11 +4,10 @@ import json
 import logging
 from dataclasses import dataclass
 
-import yaml
-
 from ctxaware.errors import InputError
 from ctxaware.harness.metrics import keyword_recall
 from ctxaware.runs.files import user_path
+from ctxaware.runs.yamls import read_yaml
 
 logger = logging.getLogger("lm_eval.ctxaware")
 PREFIX_WORDS = 8  # of the needle, which start the answer in the prefix tasks
@@ -60,15 +59,14 @@ def load_needle(name: str) -> Needle:
     if path.suffix not in (".yaml", ".yml", ".json") or not path.is_file():
         raise InputError(f"needle {name!r} is neither {' nor '.join(NEEDLES)} nor an existing .yaml or .json file")
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        content = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_yaml(path)
         words = [word if type(word) is not int else str(word) for word in content["keywords"]]
         texts = [content["needle"], content["question"], *words]
         if isinstance(content["keywords"], str) or not all(isinstance(text, str) for text in texts):
             raise TypeError("one of them is no text")
         "".join(texts).encode()  # half a surrogate pair, which JSON can spell, is no text
         needle = Needle(texts[0].strip(), texts[1].strip(), tuple(words))
-    except (ValueError, KeyError, TypeError, OSError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise InputError(f"needle file {path}: expected needle, question and keywords (a list) ({error!r})") from error
     if not needle.keywords or not needle.needle or not needle.question:
         raise InputError(f"needle file {path}: needle, question and keywords must not be empty")

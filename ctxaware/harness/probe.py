@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ctxaware.chat import defuse, special_token_pattern
+from ctxaware.chat import defuse, special_token_pattern, template_errors
 from ctxaware.data.sources import BUILTIN
 from ctxaware.errors import InputError
 from ctxaware.harness.grid import build_grid, grid_context_lengths, grid_depths
@@ -81,7 +81,8 @@ def probe_questions(
         marks.append(("_ind", append_indicator))
 
     def chat(messages: list[dict], **kwargs: Any) -> str:
-        return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+        with template_errors(refusals=False):
+            return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
 
     questions = []
     for suffix, mark in marks:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ctxaware.chat import Rendered, Span, Tokenized, render, tokenize
+from ctxaware.chat import Rendered, Span, Tokenized, render, template_errors, tokenize
 from ctxaware.errors import InputError
 
 if TYPE_CHECKING:
@@ -101,7 +101,11 @@ def render_prompt(
 
 
 def _template_of(tokenizer: PreTrainedTokenizerBase) -> Callable:
-    return lambda messages, **kwargs: tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+    def apply(messages: list[dict], **kwargs: Any) -> str:
+        with template_errors(refusals=False):
+            return tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+
+    return apply
 
 
 def tokenize_prompt(tokenizer: PreTrainedTokenizerBase, rendered: Rendered) -> Tokenized:

@@ -128,8 +128,23 @@ def load_bench(fastchat: SimpleNamespace, data_dir: Path, for_judge: bool = Fals
     if for_judge:
         with _reading(data_dir / PROMPTS):
             prompts = fastchat.load_judge_prompts(str(data_dir / PROMPTS))
+        for name in _USED_PROMPTS & prompts.keys():
+            _check_prompt(name, prompts[name], data_dir / PROMPTS)
         references = read_answers(data_dir / REFERENCES)
     return Bench(questions, {name: sha256_of_file(data_dir / name) for name in names}, prompts, references)
+
+
+_USED_PROMPTS = {f"single-{kind}v1{turns}" for kind in ("", "math-") for turns in ("", "-multi-turn")}
+
+
+def _check_prompt(name: str, prompt: Any, path: Path) -> None:
+    """FastChat finds out after the judge has been asked, and paid."""
+    texts = [prompt.get(key) for key in ("prompt_template", "system_prompt", "type")]
+    if not is_texts(texts) or prompt.get("output_format") != "[[rating]]":
+        raise InputError(
+            f"{path}, prompt {name}: expected prompt_template, system_prompt and type as text, and output_format "
+            "[[rating]]; restore the file"
+        )
 
 
 def _check_question(question: Any, path: Path) -> None:
@@ -163,5 +178,5 @@ def _reading(path: Path) -> Iterator[None]:
     """FastChat's readers raise whatever a bad line makes them raise."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"FastChat can't read {path} ({type(error).__name__}: {error}); restore it") from error

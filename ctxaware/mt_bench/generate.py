@@ -12,6 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ctxaware.chat import special_token_pattern, template_errors
 from ctxaware.errors import InputError
+from ctxaware.models import check_rows
 from ctxaware.mt_bench.calls import CallFailed, Reply
 
 if TYPE_CHECKING:
@@ -133,12 +134,7 @@ class LocalModel:
         with template_errors():
             text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes its own
-        n_rows = self.model.get_input_embeddings().weight.shape[0]
-        if max(ids, default=0) >= n_rows:
-            raise InputError(
-                f"the tokenizer makes token {max(ids)} and the model's embedding has {n_rows} rows; "
-                "pass the tokenizer that the model was trained with"
-            )
+        check_rows(self.model.get_input_embeddings().weight.shape[0], max(ids, default=-1))
         return ids
 
     @torch.inference_mode()

@@ -93,7 +93,7 @@ def _written_by_fastchat(
                 fastchat.play_a_match_single(match, output_file=None)
             except _Captured as captured:
                 messages[key] = captured.messages
-            except (KeyError, IndexError, TypeError, ValueError) as error:
+            except (LookupError, TypeError, ValueError, AttributeError, MemoryError, OverflowError) as error:
                 raise InputError(
                     f"the prompt {key[2]} can't be written for question {key[1]}, model {key[0]} "
                     f"({type(error).__name__}: {error}); restore judge_prompts.jsonl or that answer"

@@ -1,6 +1,5 @@
 """What a row of each file must hold. A key function returns a row's key, or says in words why it is no row."""
 
-import math
 from typing import Any, TypeGuard
 
 from ctxaware.runs.files import is_text
@@ -63,7 +62,7 @@ def failure_key(row: dict[str, Any]) -> FailureKey:
 def is_rating(score: Any) -> bool:
     """Whether `score` is a number within the judge's scale."""
     is_number = isinstance(score, (int, float)) and not isinstance(score, bool)
-    return is_number and math.isfinite(score) and MIN_RATING <= score <= MAX_RATING
+    return is_number and MIN_RATING <= score <= MAX_RATING  # NaN is not
 
 
 def is_texts(value: Any) -> bool:

@@ -48,11 +48,12 @@ def _local(run: "AnswerRun", temperature_config: dict[str, float]) -> "_Local":
     import torch
 
     from ctxaware import models
+    from ctxaware.devices import choose_dtype
     from ctxaware.mt_bench.generate import LocalModel, parameters_sha256
 
     if isinstance(run.model, str):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model: Any = models.load_model(run.model, None, models.choose_dtype("auto", device), device)
+        model: Any = models.load_model(run.model, None, choose_dtype("auto", device), device)
         described: dict[str, Any] = {"name": _place(run.model), "weights": models.model_fingerprint(run.model)}
         described |= {"peft": None, "peft_weights": None}
         tokenizer_name = run.model

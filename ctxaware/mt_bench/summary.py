@@ -74,7 +74,7 @@ class Results:
         settings = manifest[CONFIGURATION]
         try:
             known = list(settings["answers"].keys())
-            self._category = {(q, t): str(c) for q, c, n in manifest["questions"] for t in range(1, n + 1)}
+            self._category = {(q, t): str(c) for q, c, n in manifest["questions"] for t in range(1, min(n, 2) + 1)}
             self._data, self.judge_model = dict(settings["data"]), str(settings["judge_model"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(

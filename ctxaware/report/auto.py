@@ -4,25 +4,30 @@ The answers of each kind and way of marking stand in a file of their own, so tha
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ctxaware.errors import InputError
 from ctxaware.harness.auto_prompts import EXTRACTION, KINDS, MT_BENCH, NEEDLES, READING, AutoPrompt, auto_prompts
 from ctxaware.harness.settings import NeedleSettings
 from ctxaware.harness.window import NEUTRAL_GENERATION
 from ctxaware.indicator.marking import ALWAYS, AUTO, MODES, NEVER
 from ctxaware.intervals import DIFFERENCE, Difference, Interval, mean_interval
 from ctxaware.report.collect import AUTO as FILE
+from ctxaware.report.evaluation import check_batch_size, refuse_own_arguments
 from ctxaware.report.tables import Cell, Table
 from ctxaware.runs.claim import RUN, claim, locked
 from ctxaware.runs.files import output_file, write_json, write_text
 from ctxaware.runs.progress import progress_bar
+from ctxaware.runs.secrets import redacted
+from ctxaware.runs.shapes import NUMBER, Maybe, check_shape
 
 NEEDED = (NEEDLES, READING)  # kinds whose answer stands in the context
 _NEUTRAL = {key: value for key, value in NEUTRAL_GENERATION.items() if key != "min_length"}  # beside min_new_tokens
+_ANSWER = {"cluster": str, "category": str, "answer": str, "score": Maybe(NUMBER)}
+_COST = {"tokens": {"asked": int, "computed": int}}
 MIN_GAIN = 0.05  # of always over never, under which its share is not a figure worth telling
 
 
@@ -65,9 +70,8 @@ def evaluate(run: AutoRun) -> dict[str, Any]:
     """
     from ctxaware.harness.model import ContextLM
 
-    if ours := sorted({"pretrained", "indicator"} & run.model_args.keys()):
-        raise InputError(f"{', '.join(ours)} can't stand among the model's arguments: each way of marking sets its own")
-    run.out.mkdir(parents=True, exist_ok=True)
+    check_batch_size(run.batch_size)
+    refuse_own_arguments(run.model_args, "indicator")
     with locked(run.out / "lock", run.out):
         threshold = run.model_args.get("indicator_threshold")
         arguments = {key: value for key, value in run.model_args.items() if key != "indicator_threshold"}
@@ -78,7 +82,7 @@ def evaluate(run: AutoRun) -> dict[str, Any]:
         configuration = {
             "model": run.model,
             "auto_indicator": lm._auto.describe(),
-            "model_args": run.model_args,
+            "model_args": redacted(run.model_args),
             "prompts": _fingerprint(prompts),
             "batch_size": run.batch_size,
         }
@@ -90,10 +94,11 @@ def evaluate(run: AutoRun) -> dict[str, Any]:
                 for kind in kinds:
                     chosen = [prompt for prompt in prompts if prompt.kind == kind]
                     path = _path(run.out, mode, kind)
-                    if not path.is_file():
+                    if not path.is_file() or _read(path, len(chosen)) is None:
                         _answer(lm, chosen, path)
                     advance(len(chosen))
-        rows = {mode: {kind: _read(_path(run.out, mode, kind)) for kind in kinds} for mode in MODES}
+        n_of = Counter(prompt.kind for prompt in prompts)
+        rows = {mode: {kind: _read(_path(run.out, mode, kind), n_of[kind]) or [] for kind in kinds} for mode in MODES}
         result = {
             "configuration": configuration,
             "kinds": [_kind(kind, {mode: rows[mode][kind] for mode in MODES}) for kind in kinds],
@@ -141,8 +146,15 @@ def _answer(lm: Any, prompts: Sequence[AutoPrompt], path: Path) -> None:
         beside.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"tokens": tokens}]), encoding="utf-8")
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def _read(path: Path, n: int) -> list[dict[str, Any]] | None:
+    """The rows of so many prompts and what they cost, as `_answer` wrote them; None where they are not whole."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        check_shape(rows[:-1], [_ANSWER], str(path))
+        check_shape(rows[-1], _COST, str(path))
+    except (OSError, ValueError, IndexError, RecursionError):  # an `InputError` is a ValueError
+        return None
+    return rows if len(rows) == n + 1 else None
 
 
 def _tokens(by_kind: dict[str, list[dict]]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from ctxaware.mt_bench.summary import Results
 from ctxaware.report.allocation.table import ModelShares
 from ctxaware.report.allocation.table import read as read_attention
 from ctxaware.report.samples import SampleFile, TaskRun, find_samples, read_task
-from ctxaware.report.stored import read_heads, read_probes, read_selection, read_steering
+from ctxaware.report.stored import read_auto, read_heads, read_probes, read_selection, read_steering
 from ctxaware.report.tables import INDICATOR_SUFFIX
 from ctxaware.runs.claim import CONFIGURATION, RUN
 from ctxaware.runs.files import read_json
@@ -229,7 +229,7 @@ def _read_other(run: str, root: Path, path: Path, collected: Found) -> None:
         elif path.name == STEERING:
             _put(collected.steering, name, read_steering(path))
         elif path.name == AUTO:
-            _put(collected.auto, name, read_json(path))
+            _put(collected.auto, name, read_auto(path))
     except TwoOfOneName:
         raise
     except (InputError, KeyError, OSError) as error:

@@ -11,6 +11,7 @@ from ctxaware.harness.paths import tasks_folder
 from ctxaware.harness.settings import OUR_KEYS
 from ctxaware.report.samples import TaskRun, find_samples, read_task
 from ctxaware.runs.files import whole_folder
+from ctxaware.runs.secrets import redacted
 
 
 def check_batch_size(batch_size: str) -> None:
@@ -63,12 +64,13 @@ def run_tasks(
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.tasks import TaskManager
 
+    arguments = redacted(dict(arguments))  # they stand in the results
     manager = TaskManager(include_path=str(tasks_folder()), include_defaults=False, metadata={**arguments, **settings})
     tracker = EvaluationTracker()
     with answers_cached_as_json():
         results = simple_evaluate(
             model=lm,
-            model_args=dict(arguments),
+            model_args=arguments,
             tasks=list(folders),
             task_manager=manager,
             apply_chat_template=template,

@@ -19,6 +19,7 @@ from ctxaware.report.samples import TaskRun, cluster
 from ctxaware.report.tables import Table, mean_score
 from ctxaware.runs.claim import LOCK, RUN, claim, locked
 from ctxaware.runs.files import write_text
+from ctxaware.runs.secrets import redacted
 
 NEEDLE_TASK = "nih_ctx"
 READING_TASKS = ("squad_contain", "quac_contain", "drop_contain")
@@ -150,7 +151,7 @@ def _configuration(plan: Plan) -> dict[str, Any]:
         "weights": {model: model_fingerprint(name) for model, name in folders.items()},
         "settings": plan.settings,
         "backend": plan.backend,
-        "model_args": plan.model_args,
+        "model_args": redacted(plan.model_args),
     }
 
 
@@ -249,7 +250,7 @@ def save(summary: dict[str, Any], plan: Plan, out: Path) -> None:
     """Write `gap.md`, `gap.json` and `gap.png` beside the results."""
     draw(summary, plan, out / "gap.png")
     write_text(out / "gap.md", table(summary) + "\n")
-    content = {"plan": dataclasses.asdict(plan), **_as_dicts(summary)}
+    content = {"plan": redacted(dataclasses.asdict(plan)), **_as_dicts(summary)}
     write_text(out / "gap.json", json.dumps(content, indent=2) + "\n")
 
 

@@ -18,12 +18,13 @@ from ctxaware.attention.heads import (
     rank_heads,
 )
 from ctxaware.chat import Rendered, Span, defuse, special_token_pattern
+from ctxaware.devices import choose_dtype
 from ctxaware.errors import InputError
 from ctxaware.harness.grid import needle_documents
 from ctxaware.harness.needles import load_needle
 from ctxaware.harness.prompts import PROMPT_TEMPLATES, render_prompt, tokenize_prompt
 from ctxaware.harness.settings import NeedleSettings
-from ctxaware.models import choose_dtype, load_model, load_tokenizer, model_fingerprint
+from ctxaware.models import load_config, load_model, load_tokenizer, model_fingerprint
 from ctxaware.plots import layer_head_map
 from ctxaware.runs.claim import locked
 from ctxaware.runs.files import remove_unfinished, write_json
@@ -125,9 +126,12 @@ def find_heads(name: str, settings: NeedleSettings, dtype: str, out: Path) -> di
     """
     import torch
 
+    if out.is_dir() or out.suffix == ".png":
+        raise InputError(f"{out} is {'a folder' if out.is_dir() else 'a picture'}; pass a JSON file, as heads.json")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(name)
-    needle_documents(settings, tokenizer)  # a wrong setting shows before weights are loaded
+    window = getattr(load_config(name).get_text_config(decoder=True), "max_position_embeddings", None)
+    needle_documents(settings, tokenizer, window)  # a wrong setting shows before weights are loaded
     with locked(out.with_name(f".{out.name}.lock"), out):
         remove_unfinished(out.with_suffix(".png"))
         model = load_model(name, None, choose_dtype(dtype, device), device)

@@ -5,6 +5,7 @@ of its documents, prompts and targets add up to the one that the results file re
 """
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Collection, Sequence
@@ -274,7 +275,8 @@ def _check_documents(file: SampleFile, rows: list[dict], results: dict) -> None:
     for name, seen in by_filter.items():
         if len(seen) != expected:
             is_counted_from_0 = max(seen) < expected  # else a choice of documents: --samples
-            missing = sorted(set(range(expected)) - seen)[:5] if is_counted_from_0 else []
+            absent = (i for i in range(expected) if i not in seen)  # a damaged file may count more than memory holds
+            missing = list(itertools.islice(absent, 5)) if is_counted_from_0 else []
             which = f", without {', '.join(map(str, missing))} …" if missing else ""
             filtered = f" of filter {name}" if len(by_filter) > 1 else ""
             raise InputError(

@@ -20,6 +20,7 @@ from ctxaware.report.samples import TaskRun
 from ctxaware.report.tables import Table, mean_score, table_1
 from ctxaware.runs.claim import LOCK, RUN, claim, locked
 from ctxaware.runs.files import user_path, write_json, write_text
+from ctxaware.runs.secrets import redacted
 
 NEEDLE_TASKS = ("nih_ctx", "nih_ctx_prefix")
 READING_TASKS = ("squad_contain", "quac_contain", "drop_contain")
@@ -105,7 +106,7 @@ class Plan:
 
         path = user_path(self.heads)
         return {
-            **dataclasses.asdict(self),
+            **redacted(dataclasses.asdict(self)),
             "fingerprint": model_fingerprint(self.model),
             "heads_file": path.read_text(encoding="utf-8") if path.is_file() else None,
         }
@@ -186,7 +187,6 @@ def run(plan: Plan, out: Path) -> Result:
     tokenizer = load_tokenizer(plan.arguments, "ctxaware steer")
     if tokenizer is None or not tokenizer.chat_template:
         raise InputError(f"{plan.model} has no chat template, so no user message to steer to; pass a chat model")
-    out.mkdir(parents=True, exist_ok=True)
     with locked(out / LOCK, out):
         claim(out / RUN, plan.configuration(), out)
         return _run(plan, _Runner(plan, out))
@@ -242,7 +242,7 @@ def save(result: Result, plan: Plan, out: Path) -> str:
         for title, by_task in result.runs.items()
     }
     content = {
-        "plan": dataclasses.asdict(plan),
+        "plan": redacted(dataclasses.asdict(plan)),
         "alpha": result.alpha,
         "curve": {f"{alpha:g}": dataclasses.asdict(interval) for alpha, interval in result.curve.items()},
         "scores": scores,

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxaware.errors import InputError
+from ctxaware.indicator.marking import AUTO, NEVER
 from ctxaware.intervals import Interval
 from ctxaware.runs.files import read_json
 from ctxaware.runs.shapes import NUMBER, Maybe, check_shape
@@ -26,6 +27,20 @@ _HEADS = {
     "n_prompts": int,
     "retrieval_heads": [{"layer_idx": int, "head_idx": int, "agreement": NUMBER}],
     "ranking": [{"layer_idx": int, "head_idx": int}],
+}
+_OPTIONAL = ("gain_of_always", "gain_of_auto", "identical_to_never_but_extraction")
+_AUTO = {
+    "configuration": {"model": str, "auto_indicator": {"method": str, "threshold": NUMBER, "beta": NUMBER}},
+    "kinds": [
+        {
+            **{"kind": str, "n": int, "marked": _INTERVAL, "identical_to_never": _INTERVAL},
+            **{"scores": Maybe({str: _INTERVAL}), "share_of_gain": Maybe(NUMBER)},
+            **{
+                key: Maybe(_INTERVAL) for key in ("gain_of_always", "gain_of_auto", "identical_to_never_but_extraction")
+            },
+        }
+    ],
+    "tokens": {mode: {"asked": int, "computed": int} for mode in (NEVER, AUTO)},
 }
 _SELECTION = {
     "instructions": int,
@@ -84,6 +99,18 @@ def read_selection(path: Path) -> dict[str, Any]:
     """
     content = _read(path, _SELECTION)
     _check_keys(path, content["share_above"])
+    return content
+
+
+def read_auto(path: Path) -> dict[str, Any]:
+    """`auto_evaluation.json`, which `ctxaware auto evaluate` wrote.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    content = _read(path, _AUTO)
+    if content["tokens"][NEVER]["computed"] < 1:
+        raise InputError(f"{path} counts no tokens; restore it")
     return content
 
 

@@ -6,7 +6,7 @@ goes on; a run of another configuration is refused, with the settings that diffe
 
 import contextlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RUN = "run.json"  # the manifest's usual name in an output folder
 LOCK = "lock"
+STATISTICS = "statistics.json"  # beside data that a run of ours has written
 HIDDEN_LOCK = ".lock"  # in a folder of data, which has no manifest: it is written anew each time
 CONFIGURATION = "configuration"  # its key for all that could change the result
 _SHORT = 60  # characters shown of a value
@@ -121,6 +122,22 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _merged(stored: dict[str, Any], current: dict[str, Any], grows: Collection[str]) -> dict[str, Any]:
     old = {key: stored[key] if isinstance(stored.get(key), dict) else {} for key in grows}
     return current | {key: {**old[key], **current.get(key, {})} for key in grows}
+
+
+def refuse_foreign_data(folder: Path, files: Iterable[Path]) -> None:
+    """Refuse to write over data in a folder that no run of ours has written: nothing says that they can go.
+
+    Args:
+        folder: the output.
+        files: that would be written or removed there.
+
+    Raises:
+        InputError: one of them is there, and neither our lock nor our statistics.
+    """
+    if (folder / HIDDEN_LOCK).exists() or (folder / STATISTICS).exists():
+        return
+    if there := [file for file in files if file.exists()]:
+        raise InputError(f"{folder} holds {there[0].name}, which ctxaware did not write; choose another output")
 
 
 def _short(value: Any) -> str:

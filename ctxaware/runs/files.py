@@ -66,6 +66,19 @@ def remove_unfinished(path: Path) -> None:
             left.unlink(missing_ok=True)
 
 
+def remove_parts(files: Iterable[Path], folder: Path) -> None:
+    """Remove the parts that were joined, and their folder, unless it holds what is not ours.
+
+    Args:
+        files: the parts; some may be gone.
+        folder: theirs.
+    """
+    for file in files:
+        file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty, or not there
+        folder.rmdir()
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctxaware.data.conversations import find_file
+from ctxaware.devices import choose_device, choose_dtype
 from ctxaware.errors import InputError
-from ctxaware.models import choose_device, choose_dtype, load_config, load_model, load_tokenizer, model_fingerprint
+from ctxaware.models import load_config, load_model, load_tokenizer, model_fingerprint
 from ctxaware.runs.processes import on_main
 from ctxaware.runs.progress import progress_bar
 from ctxaware.runs.versions import versions

@@ -9,13 +9,13 @@ import numpy as np
 
 from ctxaware.data.conversations import FORMATS, STEM, find_file, write_conversations
 from ctxaware.indicator.marking import mark_messages
-from ctxaware.runs.claim import HIDDEN_LOCK, locked
+from ctxaware.runs.claim import HIDDEN_LOCK, STATISTICS, locked, refuse_foreign_data
 from ctxaware.runs.files import refuse_own_input, write_json
 from ctxaware.scores.pictures import instruction_lengths, score_histogram
 from ctxaware.scores.table import Scores, aligned, read_one_layer
 from ctxaware.scores.threshold import TABLE_THRESHOLDS, above_threshold, describe_extreme, select_turns
 
-HISTOGRAM, LENGTHS, STATISTICS = "scores.png", "instruction_lengths.png", "statistics.json"
+HISTOGRAM, LENGTHS = "scores.png", "instruction_lengths.png"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def select(
     """
     outputs = [out / name for name in (*(f"{STEM}.{kind}" for kind in FORMATS), STATISTICS, HISTOGRAM, LENGTHS)]
     refuse_own_input(out, [out, *outputs], [data, find_file(data), scores_file])
+    refuse_foreign_data(out, outputs)
     layer, scores = read_one_layer(scores_file, layer)
     chosen = select_turns(scores.values, threshold=threshold, percent=percent)
     if percent is not None:

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from ctxaware.data.conversations import find_file, fingerprint, fingerprint_messages, read_conversations
 from ctxaware.errors import InputError
-from ctxaware.runs.claim import RUN, as_json, claim, describe_difference, locked_by_all
-from ctxaware.runs.files import output_file
+from ctxaware.runs.claim import LOCK, RUN, as_json, claim, describe_difference, locked_by_all
+from ctxaware.runs.files import output_file, remove_parts
 from ctxaware.runs.processes import on_main
 from ctxaware.scores.formula import Scored, TurnScore
 
@@ -114,7 +113,7 @@ def claimed(out: Path, manifest: Manifest, state: "PartialState") -> Iterator[li
 
 def _claim(out: Path, manifest: Manifest) -> list[int] | None:
     if is_complete(out, manifest):  # another process was at work when we looked first
-        shutil.rmtree(parts_folder(out))
+        _remove_parts(out, manifest)
         return None
     claim(parts_folder(out) / RUN, dataclasses.asdict(manifest), parts_folder(out))
     return [k for k in range(n_shards(manifest)) if not _is_whole(_shard_file(out, k), manifest)]
@@ -196,8 +195,14 @@ def join_shards(out: Path, manifest: Manifest) -> dict[str, str]:
     if rejected and len(rejected) == manifest.n_conversations:
         raise InputError(f"no conversation could be scored; the first: {next(iter(rejected.values()))}")
     _write_tables(out, (pq.read_table(_shard_file(out, k)) for k in range(n_shards(manifest))), rejected, manifest)
-    shutil.rmtree(parts_folder(out))
+    _remove_parts(out, manifest)
     return rejected
+
+
+def _remove_parts(out: Path, manifest: Manifest) -> None:
+    folder = parts_folder(out)
+    locks = folder.glob(f"{LOCK}*")
+    remove_parts([*(_shard_file(out, k) for k in range(n_shards(manifest))), folder / RUN, *locks], folder)
 
 
 def _write_tables(path: Path, tables: "Iterable[pa.Table]", rejected: dict[str, str], manifest: Manifest) -> None:
@@ -205,22 +210,27 @@ def _write_tables(path: Path, tables: "Iterable[pa.Table]", rejected: dict[str, 
     import pyarrow.parquet as pq
 
     metadata = json.dumps({"manifest": dataclasses.asdict(manifest), "rejected": rejected}, sort_keys=True)
-    schema = _schema(manifest).with_metadata({METADATA_KEY: metadata})
-    with output_file(path) as beside, pq.ParquetWriter(beside, schema, write_page_checksum=True) as writer:
+    kinds = _schema(manifest).with_metadata({METADATA_KEY: metadata})
+    with output_file(path) as beside, pq.ParquetWriter(beside, kinds, write_page_checksum=True) as writer:
         for table in tables:
-            writer.write_table(table.cast(schema))
+            writer.write_table(table.cast(kinds))
 
 
 def _table(turns: list[TurnScore], fingerprints: dict[str, str], manifest: Manifest) -> "pa.Table":
     """Scores as a table; `fingerprints` are of the conversations' messages, by id."""
     import pyarrow as pa
 
-    schema = _schema(manifest)
-    columns = {name: [getattr(turn, name) for turn in turns] for name in schema.names if name != FINGERPRINT}
-    return pa.table(columns | {FINGERPRINT: [fingerprints[turn.conversation_id] for turn in turns]}, schema=schema)
+    kinds = _schema(manifest)
+    columns = {name: [getattr(turn, name) for turn in turns] for name in kinds.names if name != FINGERPRINT}
+    return pa.table(columns | {FINGERPRINT: [fingerprints[turn.conversation_id] for turn in turns]}, schema=kinds)
 
 
 def _schema(manifest: Manifest) -> "pa.Schema":
+    return schema(len(manifest.layers) > 1)
+
+
+def schema(has_layers: bool) -> "pa.Schema":
+    """Columns of a score file; one of several layers says which."""
     import pyarrow as pa
 
     types = {
@@ -232,7 +242,7 @@ def _schema(manifest: Manifest) -> "pa.Schema":
         "user_tokens": pa.int32(),
         FINGERPRINT: pa.string(),
     }
-    return pa.schema([(name, kind) for name, kind in types.items() if len(manifest.layers) > 1 or name != "layer"])
+    return pa.schema([(name, kind) for name, kind in types.items() if has_layers or name != "layer"])
 
 
 def scan(data: Path, limit: int | None) -> tuple[str, int]:

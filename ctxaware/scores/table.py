@@ -3,14 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ctxaware.chat import n_instructions
 from ctxaware.data.conversations import fingerprint_messages, read_conversations
 from ctxaware.errors import InputError
-from ctxaware.scores.shards import FINGERPRINT, read_metadata
+from ctxaware.scores.shards import FINGERPRINT, read_metadata, schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ def read_scores(path: Path, layer: int | None = None) -> dict[int, Scores]:
         raise InputError(f"{path} is damaged ({error}); remove it and score again") from error
     if FINGERPRINT not in table.column_names:
         raise InputError(f"{path} has no column {FINGERPRINT}: an earlier version wrote it; remove it and score again")
+    _check_table(path, table, len(manifest["layers"]) > 1)
     for one in manifest["layers"] if layer is None else [layer]:
         rows = table.filter(pc.field("layer") == one) if "layer" in table.column_names else table
         turns, user_tokens = rows["turn"].to_numpy(), rows["user_tokens"].to_numpy().astype(np.int64)
@@ -72,6 +76,28 @@ def read_scores(path: Path, layer: int | None = None) -> dict[int, Scores]:
             manifest,
         )
     return by_layer
+
+
+def _check_table(path: Path, table: "pa.Table", has_layers: bool) -> None:
+    """Raise `InputError` for columns that are not those of `ctxaware score`, or scores that are none."""
+    import pyarrow.compute as pc
+
+    kinds = {field.name: _kind(field.type) for field in schema(has_layers)}
+    wrong = [name for name, kind in kinds.items() if name not in table.column_names or _kind(table[name].type) != kind]
+    wrong = wrong or [name for name in kinds if name != "score" and table[name].null_count]
+    if not wrong and len(table) and table["score"].null_count < len(table):
+        span = pc.min_max(table["score"]).as_py()
+        if not 0 <= span["min"] <= span["max"] <= 1.01 or pc.any(pc.is_nan(table["score"])).as_py():
+            wrong = ["score"]
+    if wrong:
+        raise InputError(f"{path} has no scores as ctxaware score writes them: column {wrong[0]}; score again")
+
+
+def _kind(of: "pa.DataType") -> str:
+    import pyarrow as pa
+
+    of_kind = {"whole": pa.types.is_integer, "number": pa.types.is_floating, "text": pa.types.is_string}
+    return next((name for name, is_one in of_kind.items() if is_one(of)), str(of))
 
 
 def read_one_layer(path: Path, layer: int | None = None) -> tuple[int, Scores]:

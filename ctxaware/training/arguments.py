@@ -1,16 +1,19 @@
 """Arguments of the recipes: YAML files fill them, the command line overrides, what is unknown is an error."""
 
+import argparse
 import difflib
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from ctxaware.errors import InputError
 from ctxaware.runs.secrets import redacted
+from ctxaware.runs.yamls import read_yaml
 from ctxaware.scores.formula import DEFAULT_LAYER
 from ctxaware.scores.threshold import DEFAULT_THRESHOLD, check_threshold
 
@@ -122,12 +125,15 @@ def parse_arguments(*own: type, argv: Sequence[str] | None = None) -> Arguments:
     """
     config, rest = read_configs(list(sys.argv[1:] if argv is None else argv))
     parser = TrlParser((RunArguments, TrainingConfig, ModelConfig, *own))
+    parser.error = _refuse_word  # its own way is to print all arguments first
     _check_keys(config, parser)
     parser.set_defaults_with_config(**config)
     try:
         *parsed, left = parser.parse_args_into_dataclasses(args=rest, return_remaining_strings=True)
     except InputError:
         raise
+    except ImportError as error:
+        raise InputError(f"an argument asks for a package that is not installed: {error}", "install it") from error
     except ValueError as error:
         raise InputError(f"the arguments don't fit together: {error}") from error
     if left:
@@ -170,6 +176,10 @@ def check_configs(paths: Sequence[str], n_processes: int) -> None:
 _PER_DEVICE = "per_device_train_batch_size"
 
 
+def _refuse_word(message: str) -> NoReturn:
+    raise InputError(message[:300], "{help} lists all arguments")
+
+
 def _check_keys(config: Mapping[str, Any], parser: TrlParser) -> None:
     known = {action.dest: action for action in parser._actions}
     for key, value in config.items():
@@ -179,6 +189,28 @@ def _check_keys(config: Mapping[str, Any], parser: TrlParser) -> None:
         choices = known[key].choices
         if choices and value is not None and value not in choices:
             raise InputError(f"{key} must be one of {', '.join(map(str, choices))}, got {value!r} in the config")
+        if isinstance(value, str) and callable(kind := known[key].type):
+            try:
+                value = kind(value)
+            except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+                raise InputError(f"{key} can't be {value!r} in the config ({error})") from error
+        _check_range(key, value)
+
+
+# what torch and transformers would fail on late, or take for something else
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(("max_length",), ("at least 2", lambda value: value >= 2)),
+    **dict.fromkeys(("dataloader_num_workers", "learning_rate", "weight_decay"), ("0 or more", lambda v: not v < 0)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), ("at least 0 and below 1", lambda value: 0 <= value < 1)),
+    **dict.fromkeys(("save_steps", "dataset_num_proc"), ("above 0", lambda value: value > 0)),
+    "num_train_epochs": ("a number", math.isfinite),
+}
+
+
+def _check_range(name: str, value: Any) -> None:
+    expected, is_in = _RANGES.get(name, ("", lambda value: True))
+    if isinstance(value, int | float) and not isinstance(value, bool) and not is_in(value):
+        raise InputError(f"{name} must be {expected}, got {value}", f"pass another {{{name}}}")
 
 
 # TRL's arguments that these recipes have no use for, and what to do instead
@@ -197,6 +229,13 @@ _REFUSED = {
 def _check(arguments: Arguments) -> None:
     run, training, model = arguments.run, arguments.training, arguments.model
     defaults = {field.name: field.default for field in fields(training)}
+    for name in _RANGES:
+        _check_range(name, getattr(training, name, None))
+    for name in ("model_init_kwargs", "gradient_checkpointing_kwargs"):
+        if not isinstance(value := getattr(training, name), dict | None):
+            raise InputError(f"{name} must be a mapping in JSON, got {value!r}", f"pass another {{{name}}}")
+    if training.eval_on_start:
+        raise InputError("eval_on_start can't be set here", _REFUSED["eval_strategy"])
     for name, instead in _REFUSED.items():
         if (value := getattr(training, name)) != defaults[name]:
             raise InputError(f"{name} can't be set here, got {value!r}", instead)
@@ -252,29 +291,19 @@ def read_configs(argv: list[str]) -> tuple[dict[str, Any], list[str]]:
     merged: dict[str, Any] = {}
     source: dict[str, str] = {}
     for path in paths:
-        for key, value in _read_yaml(path):
+        for key, value in _mapping(path).items():
             if key in merged:
                 raise InputError(f"{key} comes twice: in {source[key]} and in {path}; leave one out")
             merged[key], source[key] = value, path
     return merged, rest
 
 
-def _read_yaml(path: str) -> list[tuple[str, Any]]:
-    import yaml
-
+def _mapping(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise InputError(f"the config {path!r} is no file", "pass another {config}; recipes/configs has some")
-    try:
-        with open(path, encoding="utf-8") as file:
-            node = yaml.compose(file, Loader=yaml.SafeLoader)  # keeps a key that comes twice
-        if not isinstance(node, yaml.MappingNode):
-            raise InputError(f"{path} must hold a mapping, key: value")
-        loader = yaml.SafeLoader("")
-        pairs = [(loader.construct_object(k, deep=True), loader.construct_object(v, deep=True)) for k, v in node.value]
-    except InputError:
-        raise
-    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:  # an impossible date is a ValueError
-        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())[:300]}") from error
-    if odd := [key for key, _ in pairs if not isinstance(key, str)]:
+    content = read_yaml(Path(path))
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a mapping, key: value")
+    if odd := [key for key in content if not isinstance(key, str)]:
         raise InputError(f"{path} has the key {odd[0]!r}, expected a name")
-    return pairs
+    return content

@@ -16,7 +16,9 @@ FINISHED = "finished"  # key of the manifest: the model is saved
 DATA = "_data"  # what starts with _ is left out of an upload to the hub
 SCORES = "scores.parquet"
 WATCH = "watch.json"  # what the probe of the use of the context scored, probe by probe
-DERIVED = (DATA, "selection", SCORES, f"{SCORES}.parts", WATCH)  # what the configuration determines
+MERGED = "merged"  # the model that `merge` writes
+# what the configuration determines
+DERIVED = (DATA, "selection", SCORES, f"{SCORES}.parts", WATCH, MERGED, "auto_indicator.json")
 COMPLETE = "complete.json"  # in a checkpoint, written last: its files and their SHA-256
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,14 @@ from ctxaware.runs.secrets import redacted
 from ctxaware.training.arguments import Arguments, TrainingConfig
 from ctxaware.training.auto_indicator import fit_auto_indicator
 from ctxaware.training.callback import DataSelectionCallback
-from ctxaware.training.checkpoints import DATA, claim_output, mark_finished, newest_complete, refuse_foreign_folder
+from ctxaware.training.checkpoints import (
+    DATA,
+    MERGED,
+    claim_output,
+    mark_finished,
+    newest_complete,
+    refuse_foreign_folder,
+)
 from ctxaware.training.free import changes_weights
 from ctxaware.training.health import FailedTrainingError, check_trained
 from ctxaware.training.merge import merge_adapter
@@ -43,7 +51,9 @@ def recipe(main: Callable[[], None]) -> Callable[[], None]:
             state = PartialState()  # the error may be this process's own
             return "" if state.is_main_process else f"process {state.process_index}: "
 
-        with ends_in_one_line("--{}".format, who):
+        with ends_in_one_line("--{}".format, who), warnings.catch_warnings():
+            # of names of arguments that transformers is about to change: the ones here are those of all its releases
+            warnings.filterwarnings("ignore", ".*deprecated and will be removed in v6", FutureWarning)
             try:
                 main()
             except FailedTrainingError as error:
@@ -148,7 +158,7 @@ def train_and_save(trainer: SFTTrainer, arguments: Arguments, selection: DataSel
     trainer.save_model(_internal_call=True)  # pushed below, with its card
     trainer.create_model_card(model_name=out.name)  # last: PEFT has written one of its own
     if arguments.run.merge:
-        on_main(PartialState(), lambda: _merge(trainer, arguments, out / "merged"))
+        on_main(PartialState(), lambda: _merge(trainer, arguments, out / MERGED))
     if selection:
         say(on_main(PartialState(), lambda: fit_auto_indicator(trainer, arguments, selection)))
     on_main(PartialState(), lambda: mark_finished(out))

@@ -10,7 +10,7 @@ from trl import SFTTrainer, get_peft_config, get_quantization_config
 
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import INDICATOR, indicator_id
-from ctxaware.models import load_config
+from ctxaware.models import check_checkpoint, check_rows, load_config
 from ctxaware.runs.processes import is_sharded, whole_models
 from ctxaware.training.arguments import Arguments
 from ctxaware.training.card import ProvenanceTrainer
@@ -28,6 +28,7 @@ def build_trainer(arguments: Arguments, base: str, tokenizer: PreTrainedTokenize
         **(training.model_init_kwargs or {}),
     }
     revision = training.model_init_kwargs["revision"]
+    check_checkpoint(base, revision)  # TRL would train layers that the files lack from random weights
     training.assistant_only_loss = False  # the labels say it already; TRL would ask for messages
     peft_config = get_peft_config(model)
     if peft_config is not None and INDICATOR in tokenizer.get_vocab():
@@ -58,6 +59,7 @@ def build_trainer(arguments: Arguments, base: str, tokenizer: PreTrainedTokenize
             "merging compares logits with the model in training, whose weights FSDP or DeepSpeed shard",
             "leave out {merge}, and merge the saved adapter with PEFT's merge_and_unload",
         )
+    check_rows(trainer.model.get_input_embeddings().weight.shape[0], _largest_id(dataset))
     trainer.arguments = arguments
     if isinstance(head := trainer.model.get_output_embeddings(), AuxiliaryTrainingWrapper):
         head.bias = None  # TRL's fused head asks for it, and PEFT's wrapper passes on the weight alone
@@ -66,6 +68,14 @@ def build_trainer(arguments: Arguments, base: str, tokenizer: PreTrainedTokenize
             # TRL makes those of a 4-bit model bfloat16, from which a run that is taken up would diverge
             parameter.data = parameter.data.float()
     return trainer
+
+
+def _largest_id(dataset: Dataset) -> int:
+    """The largest token id of a training set; -1 of an empty one."""
+    import pyarrow.compute as pc
+
+    tables = dataset.select_columns("input_ids").with_format("arrow").iter(batch_size=10_000)
+    return max((pc.max(pc.list_flatten(table["input_ids"])).as_py() or 0 for table in tables), default=-1)
 
 
 def _embedding_names(base: str, revision: str | None) -> list[str]:

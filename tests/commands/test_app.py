@@ -9,7 +9,7 @@ import pytest
 from ctxaware.commands.options import Backend, Dataset, DType, Format
 from ctxaware.data.conversations import FORMATS
 from ctxaware.data.releases import DATASETS
-from ctxaware.models import DTYPES
+from ctxaware.devices import DTYPES
 
 
 def ctxaware(*words):

@@ -106,7 +106,10 @@ def test_a_recipe_that_would_be_refused_later(check, folder):
         ("threshold: 0.5", "unknown key 'threshold' in the config"),  # of one of the two recipes only
         ("dtype: float3", "dtype must be one of auto, bfloat16, float16, float32, got 'float3'"),
         ("effective_batch_size: 5", "effective_batch_size must be a multiple of 8"),
-        ("effective_batch_size: none", "expected whole numbers above 0, got effective_batch_size none"),
+        ("effective_batch_size: none", "effective_batch_size can't be 'none' in the config"),
+        ("effective_batch_size: 0", "expected whole numbers above 0, got effective_batch_size 0"),
+        ("max_length: -5", "max_length must be at least 2, got -5"),
+        ("learning_rate: 2e-5x", "learning_rate can't be '2e-5x' in the config"),
     ):
         recipe.write_text(text)
         lines = check(models={"name": "m", "base": str(folder / "base"), "config": str(recipe)})

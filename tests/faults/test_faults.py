@@ -32,6 +32,7 @@ from ctxaware.mt_bench.fastchat import load_fastchat
 ROOT = Path(__file__).parents[2]
 NEEDLES = ("--grid", "2x1", "--max-context-length", "450", "--source", "builtin")
 QUICK = ("prepare", "score", "select", "answer", "judge")
+NOISE = r".*(?:[Ww]arn|deprecat|Failed to load|kernels-community).*"  # users can do nothing about it
 EVERYTHING = os.environ.get("CTXAWARE_FAULTS") == "all"
 
 
@@ -220,6 +221,7 @@ def undisturbed(place, tmp_path_factory):
             out = folder / "run" / command.output
             command.prepare(out)
             assert faults.run(command.argv(place, out), folder / "log") == 0, (folder / "log").read_text()
+            assert re.findall(NOISE, (folder / "log").read_text()) == []
             made[name] = command.result(out), faults.size_of(out.parent)
         return made[name]
 

@@ -6,21 +6,28 @@
 import contextlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import mt_bench as mt_bench_files
 from support import runs as result_folders
 from support import scores as score_files
-from support.mutations import damaged
+from support import tiny
+from support.mutations import for_each_damaged
 
+from ctxaware import chat
 from ctxaware.errors import InputError
+from ctxaware.models import load_model, load_tokenizer
 
-EXAMPLES = int(os.environ.get("CTXAWARE_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("CTXAWARE_EXAMPLES", "2000"))
 SAMPLES = Path(__file__).parents[2] / "ctxaware" / "harness" / "corpora"
 
 
@@ -241,6 +248,77 @@ STATISTICS = {
     "scores": {"model": "m", "layers": [15]},
 }
 
+
+def experiment(path):
+    from ctxaware.experiment.config import read_experiment
+
+    read_experiment(path)
+
+
+EXPERIMENT = {
+    **{"out": "out", "models": [{"name": "m", "base": "b", "config": "c.yaml"}], "seeds": [1], "thresholds": [0.6]},
+    **{"data": [{"name": "d", "source": "chats.jsonl"}], "evaluate": {"tasks": ["nih_ctx"], "metadata": {"a": 1}}},
+}
+
+
+def bench(path):
+    from ctxaware.mt_bench.fastchat import load_bench, load_fastchat
+    from ctxaware.mt_bench.plan import make_plan
+    from ctxaware.mt_bench.store import Layout
+
+    root = next(folder for folder in path.parents if (folder / "mt_bench").is_dir())
+    fastchat = load_fastchat()
+    make_plan(fastchat, load_bench(fastchat, root, for_judge=True), Layout(root), "judge", None)
+
+
+def judgments_of(path):
+    from ctxaware.mt_bench.summary import Results
+
+    results = Results(path.parent.parent)
+    [results.cell(model) for model in results.models]
+    results.flags()
+
+
+def auto_indicator(path):
+    from ctxaware.auto.indicator import _read
+
+    assert 0 <= _read(path, None).probability(0.1) <= 1
+
+
+def auto_answers(path):
+    from ctxaware.report.auto import _read
+
+    _read(path, 1)
+
+
+def auto_questions(path):
+    from ctxaware.harness.auto_prompts import _mt_bench
+
+    [(str(question["question_id"]), question["category"], question["turns"][0]) for question in _mt_bench(path)]
+
+
+JUDGE_PROMPTS = [
+    {"name": name, "type": "single", "system_prompt": "s", "prompt_template": text, "output_format": "[[rating]]"}
+    for name, text in mt_bench_files.PROMPTS.items()
+]
+JUDGED = {
+    "configuration": {"answers": {"m": "0"}, "data": {"judge_prompts.jsonl": "0"}, "judge_model": "judge"},
+    "questions": [[1, "writing", 2]],
+}
+AUTO_INDICATOR = {
+    **{"method": "slot", "layers": [], "beta": 0.6, "threshold": 0.5, "model": "sha256:0", "chat_template_sha256": "0"},
+    "calibration": {"kind": "isotonic", "log_odds": [-1.0, 1.0], "probability": [0.1, 0.9]},
+    "fitted": {"held_out": {"auroc_interval": [0.6, 0.9]}},
+}
+AUTO_EVALUATION = {
+    "configuration": {"model": "m", "auto_indicator": {"method": "slot", "threshold": 0.5, "beta": 0.6}},
+    "kinds": [
+        {"kind": "needles", "n": 4, "marked": INTERVAL, "identical_to_never": INTERVAL, "gain_of_auto": INTERVAL}
+    ],
+    "tokens": {mode: {"asked": 9, "computed": 9} for mode in ("never", "auto")},
+}
+AUTO_ANSWER = {"cluster": "a", "category": "", "answer": "b", "score": 1.0}
+
 READERS = {
     "conversations, JSON list": Reader("chats.json", CHATS, conversations),
     "conversations, JSON lines": Reader("chats.jsonl", CHATS, conversations, lines=True),
@@ -253,7 +331,7 @@ READERS = {
     "judgments": Reader("j.jsonl", [JUDGMENT, {**JUDGMENT, "turn": 2}], mt_bench_rows("judgment_key"), lines=True),
     "failures": Reader("f.jsonl", [FAILURE], mt_bench_rows("failure_key"), lines=True),
     "needle, JSON": Reader("needle.json", NEEDLE, needle),
-    "needle, YAML": Reader("needle.yaml", NEEDLE, needle),
+    "needle, YAML": Reader("needle.yaml", NEEDLE, needle, cost=10),
     "haystack, text": Reader("a.txt", None, haystack, raw="Ein Satz über Äpfel.\n".encode()),
     "haystack, JSON lines": Reader("a.jsonl", [{"text": "One."}, {"text": "Two."}], haystack, lines=True),
     "SQuAD": Reader("squad.json", released_questions("squad"), reading("squad")),
@@ -261,46 +339,131 @@ READERS = {
     "DROP": Reader("drop.json", released_questions("drop"), reading("drop")),
     "samples": Reader(SAMPLE_FILE, ROWS, samples, lines=True, beside={RESULTS_FILE: results()}),
     "results": Reader(RESULTS_FILE, results(), samples, beside={SAMPLE_FILE: ROWS}),
-    "config": Reader("config.yaml", None, config, raw=CONFIG),
+    "config": Reader("config.yaml", None, config, raw=CONFIG, cost=10),
     "checkpoint": Reader("complete.json", {"model.safetensors": "0" * 64}, checkpoint, cost=2),
     "heads": Reader("heads.json", HEADS, heads),
     "report: probes": Reader("watch.json", WATCH, report, cost=40),
     "report: steering": Reader("steer.json", STEER, report, cost=40),
     "report: selection": Reader("statistics.json", STATISTICS, report, cost=5),
     "report: heads": Reader("heads.json", HEADS, report, cost=5),
+    "experiment": Reader("experiment.yaml", EXPERIMENT, experiment, cost=20),
+    "MT-Bench: questions": Reader("mt_bench/question.jsonl", mt_bench_files.QUESTIONS, bench, lines=True, cost=5),
+    "MT-Bench: prompts": Reader("judge_prompts.jsonl", JUDGE_PROMPTS, bench, lines=True, cost=5),
+    "MT-Bench: references": Reader(
+        "mt_bench/reference_answer/gpt-4.jsonl", mt_bench_files.REFERENCES, bench, lines=True, cost=5
+    ),
+    "MT-Bench: manifest": Reader("model_judgment/judge_single.manifest.json", JUDGED, judgments_of),
+    "automatic indicator": Reader("auto_indicator.json", AUTO_INDICATOR, auto_indicator),
+    "automatic indicator: answers": Reader(
+        "a.jsonl", [AUTO_ANSWER, {"tokens": {"asked": 1, "computed": 1}}], auto_answers, lines=True
+    ),
+    "automatic indicator: questions": Reader("question.jsonl", mt_bench_files.QUESTIONS, auto_questions, lines=True),
+    "report: automatic indicator": Reader("auto_evaluation.json", AUTO_EVALUATION, report, cost=10),
     "report: samples": Reader(SAMPLE_FILE, ROWS, report, lines=True, beside={RESULTS_FILE: results()}, cost=40),
     "report: results": Reader(RESULTS_FILE, results(), report, beside={SAMPLE_FILE: ROWS}, cost=40),
 }
 
 
-def write_beside(folder, beside):
+MT_BENCH = pytest.mark.skipif(find_spec("fastchat") is None, reason="needs the extra mt-bench")
+KINDS = [pytest.param(kind, marks=MT_BENCH if kind.startswith("MT-Bench") else ()) for kind in READERS]
+
+
+def write_beside(folder, reader):
+    beside = reader.beside
+    (folder / reader.name).parent.mkdir(parents=True, exist_ok=True)
+    if reader.read is bench:
+        mt_bench_files.write_data(folder)
+        mt_bench_files.write_answers(folder)
     for name, content in beside.items():
         lines = content if isinstance(content, list) else [content]
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_whole_file_is_read(tmp_path, kind):
     reader = READERS[kind]
-    write_beside(tmp_path, reader.beside)
+    write_beside(tmp_path, reader)
     (tmp_path / reader.name).write_bytes(reader.whole())
     of_another_model = pytest.raises(InputError, match="not known to be this model")  # none has this fingerprint
     with of_another_model if kind == "heads" else contextlib.nullcontext():
         reader.read(tmp_path / reader.name)
 
 
-@pytest.mark.parametrize("kind", READERS)
-def test_a_damaged_file_gives_a_value_or_an_input_error(tmp_path, kind):
-    reader = READERS[kind]
-    write_beside(tmp_path, reader.beside)
-    path = tmp_path / reader.name
+@pytest.fixture
+def in_memory(tmp_path):
+    """A folder in memory where there is one: a disk takes longer to write a file than a reader to read it."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
 
-    @settings(max_examples=max(EXAMPLES // reader.cost, 5), database=None)
-    @given(damaged(reader.whole(), reader.content, reader.lines))
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_file_gives_a_value_or_an_input_error(in_memory, kind):
+    reader = READERS[kind]
+    write_beside(in_memory, reader)
+    path = in_memory / reader.name
+
+    @for_each_damaged(max(EXAMPLES // reader.cost, 5), reader.whole(), reader.content, reader.lines)
     def read(content):
         path.write_bytes(content)
         with contextlib.suppress(InputError):
             reader.read(path)
+
+    read()
+
+
+MODEL_FILES = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+    *("model.safetensors", "adapter_config.json", "adapter_model.safetensors"),
+)
+
+
+@pytest.fixture(scope="module")
+def model_and_adapter(tmp_path_factory):
+    """A folder with a model, its tokenizer, and an adapter on it in a folder below."""
+    peft = pytest.importorskip("peft")
+    folder = tiny.save_model(tmp_path_factory.mktemp("model"), tiny.byte_level_tokenizer())
+    model = load_model(str(folder), None, "float32", "cpu")
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(folder / "adapter")
+    return folder
+
+
+def use_model(folder):
+    tokenizer = load_tokenizer(str(folder))
+    load_model(str(folder), None, "float32", "cpu")
+    chat.render(tokenizer, CHATS[0]["messages"])
+
+
+@pytest.mark.parametrize("name", MODEL_FILES)
+def test_a_damaged_file_of_a_model_gives_a_model_or_an_input_error(in_memory, model_and_adapter, monkeypatch, name):
+    monkeypatch.setattr(chat, "RENDERING_SECONDS", 2.0)
+    folder = in_memory / "model"
+    shutil.copytree(model_and_adapter, folder)
+    is_adapter = name.startswith("adapter")
+    if is_adapter:
+        config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = str(folder)
+        (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    path = folder / "adapter" / name if is_adapter else folder / name
+    content = path.read_bytes()
+    value = json.loads(content) if name.endswith("config.json") else None  # a tokenizer's is large, and slow to change
+
+    def use():
+        if is_adapter:
+            load_model(str(folder / "adapter"), None, "float32", "cpu")
+        else:
+            use_model(folder)
+
+    use()
+
+    @for_each_damaged(max(EXAMPLES // 100, 5), content, value)
+    def read(changed):
+        path.write_bytes(changed)
+        with contextlib.suppress(InputError):
+            use()
 
     read()
 
@@ -325,21 +488,20 @@ PARQUET = {"conversations": conversations, "scores": scores, "report: scores": r
 
 
 @pytest.mark.parametrize("kind", PARQUET)
-def test_a_damaged_parquet_file_gives_a_value_or_an_input_error(tmp_path, kind):
+def test_a_damaged_parquet_file_gives_a_value_or_an_input_error(in_memory, kind):
     if kind == "selection":
         pytest.importorskip("trl")
-    path = tmp_path / "file.parquet"
+    path = in_memory / "file.parquet"
     if kind == "conversations":
         from ctxaware.data.conversations import write_conversations
 
-        path = write_conversations(tmp_path, CHATS)
+        path = write_conversations(in_memory, CHATS)
     else:
         score_files.write_scores(path)
     content = path.read_bytes()
     PARQUET[kind](path)
 
-    @settings(max_examples=max(EXAMPLES // (40 if kind.startswith("report") else 10), 5), database=None)
-    @given(damaged(content))
+    @for_each_damaged(max(EXAMPLES // (40 if kind.startswith("report") else 10), 5), content)
     def read(changed):
         path.write_bytes(changed)
         with contextlib.suppress(InputError):

@@ -151,7 +151,7 @@ def test_what_can_not_be_asked_is_one_line(folder, tmp_path, questions):
     with pytest.raises(InputError, match="indicator can't stand among the model's arguments"):
         evaluate(AutoRun(str(folder), tmp_path / "out", {"indicator": "never"}, NEEDLE, "builtin", None))
     questions.write_text('{"question_id": 1}\n')
-    with pytest.raises(InputError, match=r"is not MT-Bench's question.jsonl \(a line lacks"):
+    with pytest.raises(InputError, match=r"is not MT-Bench's question.jsonl \("):
         evaluate(run_of(folder, tmp_path / "out", questions))
 
 

@@ -13,6 +13,7 @@ QUESTIONS = [
     {"question_id": 3, "category": "stem", "turns": ["Why is ice lighter than water?", "Say it to a child"]},
     {"question_id": 4, "category": "extraction", "turns": ["Name the fruit: a red apple fell.", "Its colour?"]},
 ]
+REFERENCES = [{"question_id": 2, "choices": [{"index": 0, "turns": ["42", "56"]}]}]
 _RATE = 'Rate from 1 to 10 as "[[rating]]", for example: "Rating: [[5]]".\n\n'
 _TWO = "User: {question_1}\nAssistant: {answer_1}\nUser: {question_2}\nAssistant: {answer_2}\n"
 PROMPTS = {
@@ -40,7 +41,7 @@ def write_data(folder):
     write_jsonl(folder / "mt_bench" / "question.jsonl", QUESTIONS)
     write_jsonl(
         folder / "mt_bench" / "reference_answer" / "gpt-4.jsonl",
-        [{"question_id": 2, "choices": [{"index": 0, "turns": ["42", "56"]}]}],
+        REFERENCES,
     )
     prompt = {"type": "single", "system_prompt": "You are a judge.", "output_format": "[[rating]]"}
     write_jsonl(

@@ -1,47 +1,94 @@
-"""Damaged files, for property tests: random bytes, truncations, flipped bytes, and JSON with other values."""
+"""Damaged files, for property tests: random bytes, truncations, flipped bytes, and JSON with other values.
+
+A damaged file follows from a seed alone: thousands of them take a second, where hypothesis would take ten to draw as
+many files by itself.
+"""
 
 import copy
 import json
+import random
 
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+_AT_A_TIME = 50  # files of one seed
 DEEP = '{"a":' * 5000 + "1" + "}" * 5000
-ODD = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(2**70), 2**70),
-    st.floats(),
-    st.text(max_size=8),
-    st.sampled_from(["", " ", "\ud800", "../..", "x" * 5000, [], {}, [[]], [None], {"": None}, 10**4000, "None"]),
-    st.lists(st.one_of(st.none(), st.integers(-9, 9), st.text(max_size=3)), max_size=3),
-    st.dictionaries(st.text(max_size=3), st.one_of(st.none(), st.integers(-9, 9)), max_size=2),
+_ODD = (
+    *(None, True, False, 0, 1, -1, 2, 2**70, -(2**70), 10**4000, 0.5, 1.5, -0.0, 1e308, 1e-320),
+    *(float("nan"), float("inf"), -float("inf"), "", " ", "\ud800", "../..", "x" * 5000, "None", "é\0\n", "0.5"),
+    *([], {}, [[]], [None], {"": None}, [1, "a", None], {"a": 1}, [{}], [[[[1]]]]),
 )
 
 
-def paths(value, at=()):
+def for_each_damaged(n: int, content: bytes, value=None, lines: bool = False):
+    """Decorator of a test body that takes the bytes of a damaged file: calls it with `n` of them.
+
+    Args:
+        n: how many.
+        content: of the whole file.
+        value: what it says, where it is JSON; with `lines` the list of its lines' values.
+        lines: one JSON value a line.
+    """
+
+    def decorate(body):
+        # there is nothing to shrink in a seed, and drawing one takes longer than reading a file
+        @settings(max_examples=-(-n // _AT_A_TIME), database=None, deadline=None, phases=[Phase.generate])
+        @given(st.integers(0, 2**64 - 1))
+        def run(seed):
+            for i in range(min(n, _AT_A_TIME)):
+                body(damaged(random.Random(f"{seed} {i}"), content, value, lines))
+
+        return run
+
+    return decorate
+
+
+def damaged(rng: random.Random, content: bytes, value=None, lines: bool = False) -> bytes:
+    """A damaged form of a file; arguments as for `for_each_damaged`."""
+    if value is None or rng.random() < 1 / 3:
+        return _bytes(rng, content)
+    changed = _json(rng, value)
+    if lines and isinstance(changed, list):
+        return "".join(json.dumps(row) + "\n" for row in changed).encode()
+    return json.dumps(changed).encode()
+
+
+def _odd(rng):
+    kind = rng.randrange(8)
+    if kind == 0:
+        return "".join(map(chr, rng.choices(range(0x250), k=rng.randrange(8))))
+    if kind == 1:
+        return rng.choice([rng.randrange(-(2**70), 2**70), rng.uniform(-2, 2), rng.uniform(-1e9, 1e9)])
+    if kind == 2:
+        return [rng.choice([None, rng.randrange(-9, 9), "ab"]) for _ in range(rng.randrange(3))]
+    if kind == 3:
+        return {rng.choice(["", "a", "id"]): rng.choice([None, rng.randrange(-9, 9)]) for _ in range(rng.randrange(3))}
+    return copy.deepcopy(rng.choice(_ODD))
+
+
+def _paths(value, at=()):
     """Every place in a JSON value, as keys from the root."""
     yield at
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, entry in entries:
-        yield from paths(entry, (*at, key))
+        yield from _paths(entry, (*at, key))
 
 
-@st.composite
-def json_mutations(draw, value):
+def _json(rng, value):
     """A copy of a JSON value in which an entry or two are gone, twice, or of another kind."""
     value = copy.deepcopy(value)
-    for _ in range(draw(st.integers(1, 2))):
-        at = draw(st.sampled_from(list(paths(value))))
+    for _ in range(rng.randint(1, 2)):
+        at = rng.choice(list(_paths(value)))
         if not at:
-            if draw(st.integers(0, 9)) == 0:
-                return copy.deepcopy(draw(ODD))
+            if rng.randrange(10) == 0:
+                return _odd(rng)
             continue
         place = value
         for key in at[:-1]:
             place = place[key]
-        what = draw(st.sampled_from(["other", "other", "gone", "twice"]))
+        what = rng.choice(["other", "other", "gone", "twice"])
         if what == "other":
-            place[at[-1]] = copy.deepcopy(draw(ODD))  # a second mutation may change it
+            place[at[-1]] = _odd(rng)
         elif what == "gone":
             del place[at[-1]]
         elif isinstance(place, list):
@@ -51,37 +98,17 @@ def json_mutations(draw, value):
     return value
 
 
-@st.composite
-def byte_mutations(draw, content):
+def _bytes(rng, content: bytes) -> bytes:
     """Bytes that are no, half, or nearly the content."""
-    kind = draw(st.sampled_from(["random", "cut", "flipped", "flipped", "deep"]))
+    kind = rng.choice(["random", "cut", "flipped", "flipped", "flipped", "deep"])
     if kind == "random":
-        return draw(st.binary(max_size=200))
+        return rng.randbytes(rng.randrange(200))
     if kind == "deep":
-        at = draw(st.integers(0, len(content)))
-        return content[:at] + draw(st.sampled_from([DEEP, "9" * 5000])).encode() + content[at:]
+        at = rng.randint(0, len(content))
+        return content[:at] + rng.choice([DEEP, "9" * 5000]).encode() + content[at:]
     if kind == "cut" or not content:
-        return content[: draw(st.integers(0, len(content)))]
-    damaged = bytearray(content)
-    for _ in range(draw(st.integers(1, 4))):
-        damaged[draw(st.integers(0, len(content) - 1))] = draw(st.integers(0, 255))
-    return bytes(damaged)
-
-
-def damaged(content: bytes, value=None, lines=False):
-    """Damaged forms of a file.
-
-    Args:
-        content: of the whole file.
-        value: what it says, where it is JSON; with `lines` the list of its lines' values.
-        lines: one JSON value a line.
-    """
-    if value is None:
-        return byte_mutations(content)
-
-    def write(changed):
-        if lines and isinstance(changed, list):
-            return "".join(json.dumps(row) + "\n" for row in changed).encode()
-        return json.dumps(changed).encode()
-
-    return st.one_of(byte_mutations(content), json_mutations(value).map(write), json_mutations(value).map(write))
+        return content[: rng.randint(0, len(content))]
+    changed = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        changed[rng.randrange(len(content))] = rng.randrange(256)
+    return bytes(changed)

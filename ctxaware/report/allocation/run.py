@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ctxaware.devices import choose_dtype
 from ctxaware.errors import InputError
 from ctxaware.harness.grid import needle_documents
 from ctxaware.harness.settings import NeedleSettings
 from ctxaware.indicator.token import indicator_id
-from ctxaware.models import choose_dtype, load_config, load_model, load_tokenizer, model_fingerprint
+from ctxaware.models import load_config, load_model, load_tokenizer, model_fingerprint
 from ctxaware.report.allocation import table
 from ctxaware.report.allocation.prompts import INDICATOR, PLAIN, TEMPLATE, Condition, grouped_prompt
 from ctxaware.runs.files import sha256_of_json
@@ -126,9 +127,10 @@ def _describe(run: AllocationRun, model: Model) -> dict[str, Any]:
         raise InputError(f"{model.name} has no chat template", "pass it as {base}, and the chat model as {instruct}")
     if INDICATOR in model.conditions:
         indicator_id(tokenizer)
-    documents = needle_documents(run.settings, tokenizer)
     text_config = config.get_text_config(decoder=True)
-    _check_window(run, model, tokenizer, documents[-1], getattr(text_config, "max_position_embeddings", None))
+    window = getattr(text_config, "max_position_embeddings", None)
+    documents = needle_documents(run.settings, tokenizer, window)
+    _check_window(run, model, tokenizer, documents[-1], window)
     return {
         "name": model.name,
         "fingerprint": model_fingerprint(model.name),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from ctxaware.attention.roles import GROUPS
 from ctxaware.errors import InputError
 from ctxaware.report.allocation.prompts import Condition
 from ctxaware.runs.claim import RUN, as_json, claim, locked_by_all
-from ctxaware.runs.files import output_file, sha256_of_json
+from ctxaware.runs.files import output_file, remove_parts, sha256_of_json
 from ctxaware.runs.processes import on_main
 
 if TYPE_CHECKING:
@@ -82,14 +81,13 @@ def join(out: Path, n_shards: int) -> Path:
     """Join all shards into one table and remove them; does nothing where that is done."""
     import pyarrow.parquet as pq
 
-    path = out / NAME
+    path, files = out / NAME, [_shard_file(out, k) for k in range(n_shards)]
     if not path.exists():
-        files = [_shard_file(out, k) for k in range(n_shards)]
         schema = pq.read_schema(files[0])
         with output_file(path) as beside, pq.ParquetWriter(beside, schema, write_page_checksum=True) as writer:
             for file in files:
                 writer.write_table(pq.read_table(file))
-    shutil.rmtree(out / "parts", ignore_errors=True)
+    remove_parts(files, out / "parts")
     return path
 
 
