@@ -1,6 +1,9 @@
 """Running an experiment's workflow with Snakemake, in this very process: whatever ends it, no lock is left behind."""
 
+import contextlib
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,7 +67,8 @@ def run(plan: Plan, file: Path, cores: int | None = None, more: Sequence[str] = 
             print(f"{plan.out}: ended {n_ended} processes of a run that was killed", flush=True)
         os.environ[OF_EXPERIMENT] = str(plan.out.resolve())
         try:
-            main(arguments(plan, file, cores, more))
+            with _interruptions_reach_steps(plan.out):
+                main(arguments(plan, file, cores, more))
         except SystemExit as end:
             if end.code in (0, None):
                 return []
@@ -74,19 +78,59 @@ def run(plan: Plan, file: Path, cores: int | None = None, more: Sequence[str] = 
     return failed
 
 
+@contextlib.contextmanager
+def _interruptions_reach_steps(out: Path) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the steps at work too; then the signal comes once more, to who handled it before.
+
+    Snakemake answers SIGTERM by a handler of its own, and then waits until its steps are done, which may take hours.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    received: list[int] = []
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def end_steps() -> None:
+        while number := os.read(reader, 1)[0]:  # 0 is no signal: the block has ended
+            if number in handlers:
+                received.append(number)
+                _end_processes(out, "terminate")
+
+    thread = threading.Thread(target=end_steps, daemon=True)
+    thread.start()
+    earlier = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # is told of signals whoever handles them
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(earlier)
+        os.write(writer, b"\0")
+        thread.join()
+        os.close(reader)
+        os.close(writer)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if received:
+            end_what_is_left(out)
+            signal.raise_signal(received[0])
+
+
 def end_what_is_left(out: Path) -> int:
     """End the processes that a killed run of an experiment left at work; returns how many.
 
     Launchers start trainers in sessions of their own, so whatever killed the run may not have reached them. Hold the
     experiment's lock: then none of them can be of a run that lives.
     """
+    return _end_processes(out, "kill")
+
+
+def _end_processes(out: Path, how: str) -> int:
+    """Call a method of psutil's `Process` on all of an experiment but this one, and wait until they are gone."""
     import psutil
 
     left = []
     for process in psutil.process_iter():
         try:
             if process.pid != os.getpid() and process.environ().get(OF_EXPERIMENT) == str(out.resolve()):
-                process.kill()
+                getattr(process, how)()
                 left.append(process)
         except (psutil.Error, OSError):  # gone, or somebody else's
             continue

@@ -52,14 +52,15 @@ def run(file, *more):
     return running.returncode, out
 
 
-def kill_when(file, is_time, kill):
-    """Start it, and send SIGKILL when it is time: by `os.killpg` to all, by `os.kill` to the command alone."""
+def kill_when(file, is_time, kill, number=signal.SIGKILL):
+    """Start it, and send a signal when it is time: by `os.killpg` to all, by `os.kill` to the command alone."""
     running = start(file)
     while not is_time():
         assert running.poll() is None, running.stdout.read()
         time.sleep(0.01)
-    kill(running.pid, signal.SIGKILL)
-    running.wait()
+    kill(running.pid, number)
+    out, _ = running.communicate(timeout=120)
+    return running.returncode, out
 
 
 def in_process(*words):
@@ -211,8 +212,18 @@ def test_killed_in_training_and_in_evaluation_it_goes_on_and_ends_though_one_thr
 
     kill_when(file, in_evaluation, os.kill)
     assert f"taking up the run at {trained.folder}/checkpoint-" in plan.log(trained).read_text()
-    asked, done = in_evaluation(), [step for step in plan.steps if step.done.is_file()]
-    n_there, dates = n_answers(asked.folder), dates_of(done)
+    asked, is_done = in_evaluation(), [step for step in plan.steps if step.done.is_file()]
+    n_there = n_answers(asked.folder)
+
+    def in_another_step():
+        return any(step not in is_done and plan.log(step).is_file() for step in of_kind(plan, "indicator"))
+
+    status, out = kill_when(file, in_another_step, os.kill, signal.SIGTERM)
+    assert status == 128 + signal.SIGTERM, out
+    assert last_line(out) == "interrupted: what is done is kept; run the same command again to go on"
+    assert end_what_is_left(plan.out) == 0, "its steps are ended with it"
+    done = [step for step in plan.steps if step.done.is_file()]
+    dates = dates_of(done)
 
     status, out = run(file)
     assert status == 1, out
