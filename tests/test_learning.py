@@ -14,7 +14,7 @@ from ctxaware.intervals import DIFFERENCE, mean_interval
 from ctxaware.report.samples import find_samples
 
 ROOT = Path(__file__).parents[1]
-STEPS, CONVERSATIONS, QUESTIONS = 24, 48, 16
+STEPS, CONVERSATIONS, QUESTIONS = 32, 64, 24
 THRESHOLD, LAYER = 0.85, 14  # of the embedded model, which scores
 
 

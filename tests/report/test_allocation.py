@@ -318,7 +318,7 @@ def test_attention_that_is_not_understood_is_not_measured(folder, tmp_path, monk
     ("changes", "message"),
     [
         ({"layer": "3"}, r"layer_idx must be in 0–2 for this model, got 3"),
-        ({"settings": NeedleSettings(max_context_length=9000, source="builtin")}, "the window of .* 4096"),
+        ({"settings": NeedleSettings(max_context_length=9000, source="builtin")}, "past the window of 4,096 tokens"),
         ({"settings": NeedleSettings(num_depths=0, source="builtin")}, "num_depths must be at least 1"),
         ({"settings": NeedleSettings(source="/nowhere")}, "does not exist"),
         ({"dtype": "int8"}, "dtype must be one of"),

@@ -245,7 +245,7 @@ def test_a_base_model_that_comes_later_is_added(model_folder, base_folder, tmp_p
 
 
 def test_a_model_that_can_not_be_loaded_is_one_line(tmp_path):
-    with pytest.raises(InputError, match="can't load the base model /no/such/model"):
+    with pytest.raises(InputError, match="can't load model '/no/such/model'"):
         gap.run(plan({"base": "/no/such/model"}), tmp_path)
 
 

@@ -122,5 +122,5 @@ def test_a_needle_that_the_haystack_holds_too_is_refused(folder, tmp_path):
 
 def test_a_prompt_past_the_window_is_refused(tmp_path):
     path = tiny.save_model(tmp_path / "small", tiny.byte_level_tokenizer(), max_position_embeddings=300)
-    with pytest.raises(InputError, match="does not fit this model's window of 300 tokens"):
+    with pytest.raises(InputError, match="max_context_length 420 is past the window of 300 tokens"):
         find_heads(str(path), SETTINGS, "float32", tmp_path / "out.json")
