@@ -194,6 +194,21 @@ def test_what_a_killed_run_left_at_work_is_ended_and_nothing_else(tmp_path):
 
 
 @pytest.mark.slow
+def test_sigterm_ends_the_step_that_is_at_work_too(tmp_path):
+    file = experiments.write(tmp_path)
+    plan = Plan(read_experiment(file))
+    logs = [plan.log(step) for step in of_kind(plan, "vanilla")]
+
+    def in_training():
+        return any(log.is_file() and log.stat().st_size > 300 for log in logs)
+
+    status, out = kill_when(file, in_training, os.kill, signal.SIGTERM)
+    assert status == 128 + signal.SIGTERM, out
+    assert last_line(out) == "interrupted: what is done is kept; run the same command again to go on"
+    assert end_what_is_left(plan.out) == 0
+
+
+@pytest.mark.slow
 def test_killed_in_training_and_in_evaluation_it_goes_on_and_ends_though_one_threshold_selects_nothing(tmp_path):
     evaluate = experiments.many_questions(tmp_path)
     file = experiments.write(tmp_path, seeds=[1, 2], thresholds=[0.3, 0.99], evaluate=evaluate)
@@ -212,18 +227,8 @@ def test_killed_in_training_and_in_evaluation_it_goes_on_and_ends_though_one_thr
 
     kill_when(file, in_evaluation, os.kill)
     assert f"taking up the run at {trained.folder}/checkpoint-" in plan.log(trained).read_text()
-    asked, is_done = in_evaluation(), [step for step in plan.steps if step.done.is_file()]
+    asked = in_evaluation()
     n_there = n_answers(asked.folder)
-
-    logs, before = [plan.log(step) for step in of_kind(plan, "indicator") if step not in is_done], time.time()
-
-    def in_another_step():
-        return any(log.is_file() and log.stat().st_mtime > before for log in logs)
-
-    status, out = kill_when(file, in_another_step, os.kill, signal.SIGTERM)
-    assert status == 128 + signal.SIGTERM, out
-    assert last_line(out) == "interrupted: what is done is kept; run the same command again to go on"
-    assert end_what_is_left(plan.out) == 0, "its steps are ended with it"
     done = [step for step in plan.steps if step.done.is_file()]
     dates = dates_of(done)
 
