@@ -58,7 +58,7 @@ def prepare_dataset(run: PrepareRun) -> dict[str, Any]:
     records = _Records(run)
     if records.file:
         refuse_own_input(run.out, [run.out, *output_files(run.out)], [Path(run.source), records.file])
-    refuse_foreign_data(run.out, output_files(run.out))
+    refuse_foreign_data(run.out, output_files(run.out), "records")
     with locked(run.out / HIDDEN_LOCK, run.out), progress_bar(f"preparing {run.dataset}", 100) as records.advance:
         conversations = clean(records, run.dataset, counts)
         write_conversations(run.out, _summed(conversations, sums, n_tokens, records), run.kind)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxaware import __version__
+from ctxaware.errors import InputError
 from ctxaware.report.flips import Flip
 from ctxaware.report.page import Report
 from ctxaware.report.tables import Table, cell_text
@@ -67,12 +68,18 @@ def _one_line(text: str) -> str:
 
 
 def write(report: Report, out: Path, with_latex: bool) -> list[Path]:
-    """Write the page, the Markdown beside it and, if asked for, the LaTeX tables; returns their paths."""
+    """Write the page, the Markdown beside it and, if asked for, the LaTeX tables; returns their paths.
+
+    Raises:
+        InputError: Markdown or tables of that name are there and the page is not, so that they are of something else.
+    """
     from ctxaware.runs.files import write_text
 
     texts = {out: html(report), out.with_suffix(".md"): markdown(report)}
     if with_latex:
         texts[out.with_suffix(".tex")] = latex(report)
+    if not out.exists() and (there := [path for path in texts if path.exists()]):
+        raise InputError(f"{there[0]} is there and {out} is not, so no report wrote it", "choose another {out}")
     for path, text in texts.items():
         write_text(path, text)
     return list(texts)

@@ -124,16 +124,23 @@ def _merged(stored: dict[str, Any], current: dict[str, Any], grows: Collection[s
     return current | {key: {**old[key], **current.get(key, {})} for key in grows}
 
 
-def refuse_foreign_data(folder: Path, files: Iterable[Path]) -> None:
-    """Refuse to write over data in a folder that no run of ours has written: nothing says that they can go.
+def refuse_foreign_data(folder: Path, files: Iterable[Path], key: str) -> None:
+    """Refuse to write over data in a folder that this command has not written: nothing says that they can go.
 
     Args:
         folder: the output.
         files: that would be written or removed there.
+        key: that the statistics of this command hold, and those of no other.
 
     Raises:
-        InputError: one of them is there, and neither our lock nor our statistics.
+        InputError: one of them is there, and neither our lock nor our statistics; or statistics of another command.
     """
+    try:
+        statistics = json.loads((folder / STATISTICS).read_bytes())
+    except (OSError, ValueError, RecursionError):  # none, or damaged: they are made again
+        statistics = {}
+    if isinstance(statistics, dict) and statistics and key not in statistics:
+        raise InputError(f"{folder} holds data of another command ({STATISTICS} has no {key!r}); choose another output")
     if (folder / HIDDEN_LOCK).exists() or (folder / STATISTICS).exists():
         return
     if there := [file for file in files if file.exists()]:

@@ -44,7 +44,7 @@ def select(
     """
     outputs = [out / name for name in (*(f"{STEM}.{kind}" for kind in FORMATS), STATISTICS, HISTOGRAM, LENGTHS)]
     refuse_own_input(out, [out, *outputs], [data, find_file(data), scores_file])
-    refuse_foreign_data(out, outputs)
+    refuse_foreign_data(out, outputs, "selected")
     layer, scores = read_one_layer(scores_file, layer)
     chosen = select_turns(scores.values, threshold=threshold, percent=percent)
     if percent is not None:

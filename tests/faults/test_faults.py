@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import json
 import os
+import random
 import re
 import signal
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import pytest
 pytest.importorskip("fastchat", reason="needs the extra mt-bench")
 pytest.importorskip("trl", reason="needs the extra train")
 
-from support import faults, scores, tiny
+from support import auto, faults, scores, tiny
 from support.mt_bench import read_jsonl, write_answers, write_data
 from support.server import Server
 from support.training_runs import command as training_command
@@ -31,7 +32,7 @@ from ctxaware.mt_bench.fastchat import load_fastchat
 
 ROOT = Path(__file__).parents[2]
 NEEDLES = ("--grid", "2x1", "--max-context-length", "450", "--source", "builtin")
-QUICK = ("prepare", "score", "select", "answer", "judge")
+QUICK = ("prepare", "score", "select", "fit", "answer", "judge")
 NOISE = r".*(?:[Ww]arn|deprecat|Failed to load|kernels-community).*"  # users can do nothing about it
 EVERYTHING = os.environ.get("CTXAWARE_FAULTS") == "all"
 
@@ -46,6 +47,11 @@ class Place:
     @property
     def model(self) -> Path:
         return self.folder / "model"
+
+    @property
+    def marked(self) -> Path:
+        """A model with `[IND]` and an automatic indicator."""
+        return self.folder / "marked"
 
     @property
     def chats(self) -> Path:
@@ -92,6 +98,11 @@ def gap_result(out):
 def steer_result(out):
     steer = json.loads((out / "steer.json").read_text())
     return {**steer, "plan": None}, (out / "recall.png").is_file()
+
+
+def evaluated_result(out):
+    evaluated = json.loads((out / "auto_evaluation.json").read_text())
+    return evaluated, (out / "auto_evaluation.md").read_text()
 
 
 def heads_result(out):
@@ -159,6 +170,22 @@ COMMANDS = {
         steer_result,
         at_file=4,
     ),
+    "fit": Command(
+        lambda place, out: [
+            *("auto", "fit", "--model", place.marked, "--method", "slot", "--beta", "0.5", "--device", "cpu"),
+            *("--data", place.chats, "--scores", place.folder / "chats.parquet", "--out", out),
+        ],
+        lambda out: (json.loads((out / "auto_indicator.json").read_text()), (out / "auto_indicator.png").is_file()),
+        at_file=2,
+    ),
+    "evaluate": Command(
+        lambda place, out: [
+            *("auto", "evaluate", "--model", place.marked, *NEEDLES, "--limit", "2", "--device", "cpu"),
+            *("--batch-size", "4", "--max-new-tokens", "4", "--out", out),
+        ],
+        evaluated_result,
+        at_file=3,
+    ),
     "answer": Command(
         lambda place, out: ["mt-bench", "answer", "--model", "m", "--model-id", "m", *endpoint(place, out)],
         rows_of("model_answer/m.jsonl", "answer_id", "tstamp"),
@@ -199,9 +226,17 @@ def place(tmp_path_factory):
     import_all()
     folder = tmp_path_factory.mktemp("faults")
     tiny.save_model(folder / "model", tiny.byte_level_tokenizer())
+    tokenizer = auto.tokenizer_with_indicator()
+    auto.save_indicator(auto.save_model(folder / "marked", tokenizer), tokenizer)
     prepared_base(folder / "base")
     write_chats(folder / "few.jsonl")
-    (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in conversations(70)))
+    chats = conversations(70)
+    (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    scores.write_scores(
+        folder / "chats.parquet",
+        conversations=chats,
+        score=lambda name, turn, _: random.Random(f"{name} {turn}").random(),
+    )
     (folder / "scored.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in scores.CONVERSATIONS))
     scores.write_scores(folder / "scores.parquet")
     write_data(folder / "bench")

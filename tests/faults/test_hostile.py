@@ -187,6 +187,19 @@ def test_prepare_writes_again_over_what_it_wrote(tmp_path, chats):
     assert not (tmp_path / "out" / "conversations.jsonl").exists()
 
 
+def test_prepare_and_select_leave_one_another_s_data_alone(tmp_path, chats):
+    scores = score_files.write_scores(tmp_path / "scores.parquet")
+    prepare = ("prepare", chats, "--dataset", "messages", "--out")
+    select = ("select", chats, "--scores", scores, "--out")
+    for first, second, key in ((prepare, select, "selected"), (select, prepare, "records")):
+        out = tmp_path / first[0]
+        assert command(*first, out).exit_code == 0
+        files = {path.name: path.read_bytes() for path in out.iterdir()}
+        assert f"holds data of another command (statistics.json has no '{key}')" in refusal(*second, out)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == files
+        assert command(*first, out).exit_code == 0
+
+
 def test_a_folder_of_parts_that_holds_something_else_stays(model, tmp_path, chats):
     notes = tmp_path / "s.parquet.parts" / "notes.txt"
     notes.parent.mkdir()

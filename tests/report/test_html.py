@@ -273,6 +273,17 @@ def test_mistakes_are_named(tmp_path, two):
             page_of(*runs)
 
 
+def test_markdown_that_no_report_wrote_stays(two, tmp_path):
+    mine = tmp_path / "README.md"
+    mine.write_text("mine")
+    (run, *_) = two
+    done = CliRunner().invoke(app, ["report", f"{run[0]}={run[1]}", "--out", str(tmp_path / "README.html")])
+    assert isinstance(done.exception, InputError)
+    assert "so no report wrote it" in str(done.exception)
+    assert [path.name for path in tmp_path.glob("README.*")] == ["README.md"]
+    assert mine.read_text() == "mine"
+
+
 def test_the_command_writes_page_markdown_and_latex(two, tmp_path):
     out = tmp_path / "out" / "page.html"
     runs = [f"{name}={folder}" for name, folder in two]
