@@ -69,7 +69,7 @@ def sign_flip(differences: Sequence[float] | np.ndarray, clusters: Sequence[Hash
         sums[name] += float(difference)
     size = np.abs([total for total in sums.values() if abs(total) > 1e-12])
     observed = sum(sums.values())
-    if observed >= 0:
+    if observed >= 0 or not size.size:
         return 1.0
     if np.allclose(size, size[0]):
         from scipy.stats import binom

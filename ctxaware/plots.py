@@ -43,6 +43,11 @@ def save(figure: Figure, path: Path) -> Path:
     Raises:
         InputError: the place can't be written to.
     """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):  # names of models and data are no formulas, whatever they hold
+        text.set_parse_math(False)
+        text.set_usetex(False)
     with output_file(path) as unfinished:
         if path.suffix == ".svg":  # nothing behind the picture, and no date in it
             figure.savefig(unfinished, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -1,6 +1,7 @@
 """The `ctxaware` command: gathers the sub-commands and turns a user's mistake into one line."""
 
 import importlib
+import io
 import itertools
 import os
 import sys
@@ -68,6 +69,8 @@ def _who() -> str:
 
 def main() -> None:
     """Run the command; a mistake in its options, or an `InputError`, becomes one line and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a console may lack a character of a model's name
+        sys.stdout.reconfigure(errors="backslashreplace")
     with ends_in_one_line(_option, _who):
         _refuse_empty_words(sys.argv[1:])
         try:

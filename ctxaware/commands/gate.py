@@ -21,7 +21,7 @@ def gate(
         typer.Option(help="What to compare, 0-1; with its filter where a task has several: exact_match,strict-match."),
     ] = None,
     max_drop: Annotated[float, typer.Option(help="The drop that is tolerated, 0-1.")] = 0.02,
-    confidence: Annotated[float, typer.Option(help="Of the verdict, above 0.5 and below 1.")] = 0.95,
+    confidence: Annotated[float, typer.Option(help="Of the verdict, above 0.5, at most 0.9999.")] = 0.95,
     allow: Annotated[
         str | None,
         typer.Option(help="What may differ, comma-separated: missing, prompts, versions, limit, generation."),
@@ -80,4 +80,4 @@ def _pairs(tasks: str | None) -> list[tuple[str, str]] | None:
         if not before or (equals and not after):
             raise InputError(f"--tasks takes TASK or BEFORE=AFTER, got {name!r}")
         pairs.append((before, after or before))
-    return pairs
+    return list(dict.fromkeys(pairs))

@@ -4,6 +4,7 @@ A conversation is a dict with `id` and `messages`, each message a dict with `rol
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -93,6 +94,8 @@ def _read_parquet(path: Path, on_share: OnShare | None) -> Iterator[dict]:
                 _report(on_share, n_read, file.metadata.num_rows)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a whole Parquet file: {error}", "get or make it again") from error
+    except (OverflowError, ValueError, KeyError) as error:  # a date past the year 9999, a time zone that is none
+        raise InputError(f"{path} has a column that can't be read ({error})", "leave that column out") from error
 
 
 def _read_json_list(path: Path, on_share: OnShare | None) -> Iterator[dict]:
@@ -100,16 +103,20 @@ def _read_json_list(path: Path, on_share: OnShare | None) -> Iterator[dict]:
 
     n_whole = 0
     with open(path, "rb") as file:
-        if file.read(3) != b"\xef\xbb\xbf":  # a byte order mark
+        for is_last, parser in ((False, ijson), (True, ijson.get_backend("python"))):
             file.seek(0)
-        try:
-            for record in _items(ijson.basic_parse(file, use_float=True)):
-                yield record
-                n_whole += 1
-                if n_whole % _ROW_GROUP == 0:
-                    _report(on_share, file.tell(), path.stat().st_size)
-        except (ijson.JSONError, ValueError) as error:
-            raise BrokenFileError(path, n_whole, " ".join(str(error).split())[:80]) from error
+            if file.read(3) != b"\xef\xbb\xbf":  # a byte order mark
+                file.seek(0)
+            try:
+                for record in itertools.islice(_items(parser.basic_parse(file, use_float=True)), n_whole, None):
+                    yield record
+                    n_whole += 1
+                    if n_whole % _ROW_GROUP == 0:
+                        _report(on_share, file.tell(), path.stat().st_size)
+                return
+            except (ijson.JSONError, ValueError) as error:
+                if is_last or "integer overflow" not in str(error):  # the fast parser's integers have 64 bits
+                    raise BrokenFileError(path, n_whole, " ".join(str(error).split())[:80]) from error
 
 
 def _items(events: Iterable[tuple[str, Any]]) -> Iterator[Any]:

@@ -22,10 +22,12 @@ from ctxaware.data.conversations import (
 from ctxaware.data.releases import DATASETS, clean
 from ctxaware.data.sources import HUB, load_from_hub
 from ctxaware.errors import InputError
-from ctxaware.runs.claim import HIDDEN_LOCK, STATISTICS, locked, refuse_foreign_data
+from ctxaware.runs.claim import STATISTICS, data_folder
 from ctxaware.runs.files import refuse_own_input, write_json
 from ctxaware.runs.progress import Advance, progress_bar
 from ctxaware.runs.shapes import check_shape
+
+_OWN_KEYS = ("ctxaware", "records", "removed_or_repaired")  # of its statistics
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,13 @@ def prepare_dataset(run: PrepareRun) -> dict[str, Any]:
     n_tokens = _token_counter(run.tokenizer)
     records = _Records(run)
     if records.file:
+        if run.revision is not None:
+            raise InputError(f"{run.source} is on this disk and has no revision", "leave out {revision}")
         refuse_own_input(run.out, [run.out, *output_files(run.out)], [Path(run.source), records.file])
-    refuse_foreign_data(run.out, output_files(run.out), "records")
-    with locked(run.out / HIDDEN_LOCK, run.out), progress_bar(f"preparing {run.dataset}", 100) as records.advance:
+    with (
+        data_folder(run.out, output_files(run.out), _OWN_KEYS),
+        progress_bar(f"preparing {run.dataset}", 100) as records.advance,
+    ):
         conversations = clean(records, run.dataset, counts)
         write_conversations(run.out, _summed(conversations, sums, n_tokens, records), run.kind)
         statistics = {

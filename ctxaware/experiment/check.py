@@ -62,8 +62,10 @@ def _paths(plan: Plan) -> Iterator[str]:
     for path in (str(plan.out), *(plan.base(model) for model in plan.experiment.models)):
         if unsafe := _UNSAFE.search(path):
             yield f"{path!r} holds {unsafe[0]!r}, which a path in the harness's model_args can't; choose another"
-    if plan.out.is_file():
-        yield f"out: {plan.out} is a file; name a folder"
+    if plan.experiment.out.startswith(("-", "~")):
+        yield f"out: {plan.experiment.out} would be taken for an option or a home folder; write the path out"
+    if file := next((place for place in (plan.out, *plan.out.parents) if place.is_file()), None):
+        yield f"out: {file} is a file; name a folder"
 
 
 def _recipes(plan: Plan) -> Iterator[str]:

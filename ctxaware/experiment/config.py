@@ -22,7 +22,8 @@ DEMO_MODEL = "demo-model"  # as base: the embedded model
 SCRIPT_FOLDER = "{script}"  # in metadata: the folder that a data set's script wrote
 BEFORE_TUNING = ("no", "with_template", "without_template")
 OWN_MODEL_ARGS = {"pretrained", "peft", "tokenizer", "revision", "indicator"}
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 Entry = TypeVar("Entry")
 Read = Callable[[Any, str], Any]  # (value, where it stands) → what it means
 
@@ -35,7 +36,7 @@ def text(value: Any, where: str) -> str:
 
 def name(value: Any, where: str) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise InputError(f"{where} becomes a folder's name: letters, digits and ._- only, got {value!r}")
+        raise InputError(f"{where} becomes a folder's name: at most 100 letters, digits and ._-, got {value!r}")
     return value
 
 
@@ -67,6 +68,18 @@ def share(value: Any, where: str) -> float:
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     return float(value)
+
+
+def drop(value: Any, where: str) -> float:
+    if share(value, where) >= 1:
+        raise InputError(f"{where} must be under 1, got {value!r}")
+    return float(value)
+
+
+def seed(value: Any, where: str) -> int:
+    if whole_number(value, where) >= 2**32:
+        raise InputError(f"{where} must be under 2**32, got {value!r}")
+    return value
 
 
 def flag(value: Any, where: str) -> bool:
@@ -225,14 +238,14 @@ class Experiment:
     models: tuple[Model, ...] = field(metadata=read_by(several(entry(Model))))
     data: tuple[Data, ...] = field(metadata=read_by(several(entry(Data))))
     evaluate: Evaluate = field(metadata=read_by(entry(Evaluate)))
-    seeds: tuple[int, ...] = field(metadata=read_by(several(whole_number)), default=(42,))
+    seeds: tuple[int, ...] = field(metadata=read_by(several(seed)), default=(42,))
     thresholds: tuple[float, ...] = field(metadata=read_by(several(share)), default=(DEFAULT_THRESHOLD,))
     seed_model: str = field(metadata=read_by(text), default=VANILLA)
     score_layer: int = field(metadata=read_by(whole_number), default=15)
     score_max_length: int | None = field(metadata=read_by(count), default=None)
     launch: str = field(metadata=read_by(text), default="recipes/accelerate/single_gpu.yaml")
     mt_bench: MTBench | None = field(metadata=read_by(entry(MTBench)), default=None)
-    max_drop: float = field(metadata=read_by(share), default=0.02)
+    max_drop: float = field(metadata=read_by(drop), default=0.02)
 
     def __post_init__(self) -> None:
         for what, names in (("models", [m.name for m in self.models]), ("data", [d.name for d in self.data])):
@@ -241,6 +254,11 @@ class Experiment:
         pairs = [f"{model.name}-{data.name}" for model in self.models for data in self.data]
         if twice := sorted({each for each in pairs if pairs.count(each) > 1}):
             raise InputError(f"two pairs of model and data are called {twice[0]}; give one of them another name")
+        if len({f"{threshold:g}" for threshold in self.thresholds}) < len(self.thresholds):
+            raise InputError("two thresholds are the same to six digits, and their models would have one name")
+        dtype = self.evaluate.model_args.get("dtype", "auto")
+        if dtype not in DTYPES:
+            raise InputError(f"evaluate: model_args: dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         if own := sorted(OWN_MODEL_ARGS & self.evaluate.model_args.keys()):
             raise InputError(f"evaluate: model_args: {own[0]} follows from the models and conditions; leave it out")
         marked = [task for task in self.evaluate.tasks if task.endswith("_ind")]

@@ -80,6 +80,8 @@ def _squad_release(root: Node) -> Iterator[dict]:
         for paragraph in article["paragraphs"].items():
             for qa in paragraph["qas"].items():
                 answers = [answer["text"].text() for answer in qa["answers"].items()]
+                if qa.get("followup"):
+                    raise InputError(f"{qa.where} has followup: this is a release of QuAC, expected SQuAD's")
                 if qa.get("is_impossible"):
                     continue
                 yield _doc(qa["id"], paragraph["context"].text(), qa["question"].text(), answers)
@@ -113,6 +115,8 @@ def _quac_release(root: Node) -> Iterator[dict]:
         for dialog in article["paragraphs"].items():
             passage = _quac_passage(article["title"], _optional(article, "background"), dialog["context"])
             first = _first(dialog["qas"])
+            if first.get("followup") is None:
+                raise InputError(f"{first.where} has no followup: this is no release of QuAC")
             answers = [answer["text"].text() for answer in first["answers"].items()]
             yield _doc(_optional(dialog, "id") or first["id"], passage, first["question"].text(), answers)
 

@@ -20,6 +20,7 @@ from ctxaware.report.compare import MISMATCHES, MISSING, Mismatch, Pairs, pair
 from ctxaware.report.samples import TaskRun, read_run
 
 EXIT_CODES = {PASS: 0, FAIL: 1, INCONCLUSIVE: 3}
+MOST_CONFIDENCE = 0.9999
 POWER = 0.8  # how often a "detectable" drop is shown, and a "deciding" number of samples decides
 MEAN = "mean of tasks"
 
@@ -131,8 +132,8 @@ def gate(
     """
     if not 0 <= max_drop < 1:
         raise InputError(f"the largest drop must be at least 0 and under 1, got {max_drop}")
-    if not 0.5 < confidence < 1:
-        raise InputError(f"the confidence must be over 0.5 and under 1, got {confidence}")
+    if not 0.5 < confidence <= MOST_CONFIDENCE:
+        raise InputError(f"the confidence must be over 0.5 and at most {MOST_CONFIDENCE}, got {confidence}")
     if unknown := sorted(set(allow) - MISMATCHES.keys()):
         raise InputError(f"what may differ is one of {', '.join(MISMATCHES)}, got {', '.join(unknown)}")
     runs, mismatches = _runs(before, after, tasks)

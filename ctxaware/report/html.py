@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from ctxaware import __version__
-from ctxaware.errors import InputError
 from ctxaware.report.flips import Flip
 from ctxaware.report.page import Report
 from ctxaware.report.tables import Table, cell_text
 
+_MARKS = {".html": 'content="ctxaware', ".md": "Made by ctxaware", ".tex": "% needs \\usepackage{booktabs}"}
 MOST_BYTES = 2_000_000  # of the page
 
 
@@ -71,15 +71,16 @@ def write(report: Report, out: Path, with_latex: bool) -> list[Path]:
     """Write the page, the Markdown beside it and, if asked for, the LaTeX tables; returns their paths.
 
     Raises:
-        InputError: Markdown or tables of that name are there and the page is not, so that they are of something else.
+        InputError: a file of one of these names is there and is not a report's.
     """
+    from ctxaware.runs.claim import refuse_foreign_file
     from ctxaware.runs.files import write_text
 
     texts = {out: html(report), out.with_suffix(".md"): markdown(report)}
     if with_latex:
         texts[out.with_suffix(".tex")] = latex(report)
-    if not out.exists() and (there := [path for path in texts if path.exists()]):
-        raise InputError(f"{there[0]} is there and {out} is not, so no report wrote it", "choose another {out}")
+    for path in texts:
+        refuse_foreign_file(path, _MARKS[path.suffix])
     for path, text in texts.items():
         write_text(path, text)
     return list(texts)

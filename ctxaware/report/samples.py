@@ -1,11 +1,11 @@
 """The harness's sample files: finding them, reading them whole or not at all, and what their run was.
 
-A sample file is whole when it has every document that the results file beside it counts, each once, and when the hashes
-of its documents, prompts and targets add up to the one that the results file recorded.
+A sample file is whole when it has every document that the results file beside it counts, each once, when the hashes
+of its documents, prompts and targets add up to the one that the results file recorded, and when its scores have the
+means that stand there.
 """
 
 import hashlib
-import itertools
 import json
 import re
 from collections.abc import Collection, Sequence
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ctxaware.errors import InputError
+from ctxaware.report.whole import AGAIN, Files, check_whole, filter_of, of_task
 from ctxaware.runs.shapes import NUMBER, Maybe, check_shape
 
 _NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d\-.]+)\.jsonl")
 _RESULTS = {"config": Maybe(dict), "model_name": Maybe(str)}  # besides what is of each task
-AGAIN = "run the task again"
 PASSAGE_FIELDS = ("context", "passage", "article", "story")  # where data sets keep the text that questions are about
 
 
@@ -35,7 +35,7 @@ class SampleFile:
 
         Raises:
             InputError: a line is no JSON object, a document is there twice, or some that the results file beside it
-                counts are missing; says which.
+                counts are missing, says which; or the scores are not those that it averages.
         """
         rows = []
         for number, line in enumerate(_read(self.path).split("\n"), 1):
@@ -44,8 +44,7 @@ class SampleFile:
         if not rows:
             raise InputError(f"{self.path} is empty", AGAIN)
         results = self.results()
-        _check_documents(self, rows, results)
-        _check_hashes(self, rows, results)
+        check_whole(Files(self.path, self.results_path, self.task), rows, results)
         return rows
 
     @property
@@ -77,7 +76,7 @@ class TaskRun:
 
     def of_task(self, key: str) -> Any:
         """What the results file says of this task under `key` (versions, n-shot, configs, …); None where nothing."""
-        return _of_task(self.results, key, self.task)
+        return of_task(self.results, key, self.task)
 
     @property
     def model(self) -> str:
@@ -120,14 +119,14 @@ class TaskRun:
         return sorted(self._choose(metric)[1], key=lambda row: row["doc_id"])
 
     def _choose(self, metric: str | None) -> tuple[str, list[dict]]:
-        filters = list(dict.fromkeys(_filter(row) for row in self.rows))
+        filters = list(dict.fromkeys(filter_of(row) for row in self.rows))
         listed = self.rows[0].get("metrics", ["score"])
         names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
         name, _, chosen = (metric or ("score" if "score" in names or len(names) != 1 else names[0])).partition(",")
         known = names if len(filters) == 1 else [f"{n},{f}" for n in names for f in filters]
         if name not in names or (chosen or filters[0]) not in filters or (len(filters) > 1 and not chosen):
             raise InputError(f"{self.task} has no metric {metric or 'score'!r}; it has {', '.join(known)}")
-        return name, [row for row in self.rows if _filter(row) == (chosen or filters[0])]
+        return name, [row for row in self.rows if filter_of(row) == (chosen or filters[0])]
 
 
 def cluster(row: dict) -> tuple[str, str]:
@@ -205,7 +204,7 @@ def read_task(file: SampleFile) -> TaskRun:
             "keep the files of a run together"
         )
     check_shape(results, _RESULTS, str(file.results_path))
-    check_shape(_of_task(results, "configs", file.task), Maybe({"metadata": Maybe(dict)}), str(file.results_path))
+    check_shape(of_task(results, "configs", file.task), Maybe({"metadata": Maybe(dict)}), str(file.results_path))
     return TaskRun(file, rows, results)
 
 
@@ -243,56 +242,3 @@ def _parse(text: str, where: str) -> dict:
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected a JSON object, got {type(value).__name__}", AGAIN)
     return value
-
-
-def _filter(row: dict) -> str:
-    """The harness scores an answer once for each of the task's filters."""
-    return str(row.get("filter", "none"))
-
-
-def _of_task(results: dict, key: str, task: str) -> Any:
-    table = results.get(key)
-    return table.get(task) if isinstance(table, dict) else None
-
-
-def _check_documents(file: SampleFile, rows: list[dict], results: dict) -> None:
-    """Each document once a filter, and as many as the results file counts."""
-    by_filter: dict[str, set[int]] = {}
-    for row in rows:
-        number = row.get("doc_id")
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise InputError(f"{file.path}: a line has doc_id {number!r}, expected the number of a document")
-        seen = by_filter.setdefault(_filter(row), set())
-        if number in seen:
-            raise InputError(f"{file.path} has document {number} twice", AGAIN)
-        seen.add(number)
-    if not results:
-        return
-    counts = _of_task(results, "n-samples", file.task)
-    if not isinstance(counts, dict) or not isinstance(counts.get("effective"), int):
-        raise InputError(f"{file.results_path} does not say how many documents {file.task} has", AGAIN)
-    expected = counts["effective"]
-    for name, seen in by_filter.items():
-        if len(seen) != expected:
-            is_counted_from_0 = max(seen) < expected  # else a choice of documents: --samples
-            absent = (i for i in range(expected) if i not in seen)  # a damaged file may count more than memory holds
-            missing = list(itertools.islice(absent, 5)) if is_counted_from_0 else []
-            which = f", without {', '.join(map(str, missing))} …" if missing else ""
-            filtered = f" of filter {name}" if len(by_filter) > 1 else ""
-            raise InputError(
-                f"{file.path} has {len(seen)} documents{filtered}{which}; {file.results_path.name} counts {expected}",
-                AGAIN,
-            )
-
-
-def _check_hashes(file: SampleFile, rows: list[dict], results: dict) -> None:
-    """The file's documents, prompts and targets are those that the results file recorded."""
-    recorded = _of_task(results, "task_hashes", file.task)
-    if recorded is None:
-        return
-    text = "".join(str(row.get(key)) for row in rows for key in ("doc_hash", "prompt_hash", "target_hash"))
-    if hashlib.sha256(text.encode("utf-8", "replace")).hexdigest() != recorded:
-        raise InputError(
-            f"{file.path} is not of the run that {file.results_path.name} describes: documents, prompts or targets "
-            "differ; keep the files of a run together"
-        )

@@ -10,8 +10,10 @@ from ctxaware.intervals import Difference
 from ctxaware.report.gate import FAIL, INCONCLUSIVE, PASS, POWER, Gate, Judgment
 from ctxaware.report.samples import TaskRun
 from ctxaware.report.tables import Table, escape_markdown
+from ctxaware.runs.claim import refuse_foreign_file
 from ctxaware.runs.files import write_json, write_text
 
+_MARKS = {"gate.md": "** (limit ", "gate.json": '"ctxaware"', "gate.xml": 'name="ctxaware gate"'}
 _PLURALS = {"cell": "cells", "passage": "passages", "question": "questions", "cluster": "clusters"}
 
 
@@ -132,11 +134,17 @@ def junit(gate: Gate) -> str:
 
 
 def save(gate: Gate, out: Path) -> list[Path]:
-    """Write `gate.md`, `gate.json` and `gate.xml` into a folder, and return their paths."""
+    """Write `gate.md`, `gate.json` and `gate.xml` into a folder, and return their paths.
+
+    Raises:
+        InputError: one of them is there and is not a gate's.
+    """
+    for name, mark in _MARKS.items():
+        refuse_foreign_file(out / name, mark)
     write_text(out / "gate.md", markdown(gate))
     write_json(out / "gate.json", content(gate))
     write_text(out / "gate.xml", junit(gate))
-    return [out / name for name in ("gate.md", "gate.json", "gate.xml")]
+    return [out / name for name in _MARKS]
 
 
 def _signed(judgment: Judgment) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctxaware.errors import InputError
-from ctxaware.runs.files import remove_unfinished, write_json
+from ctxaware.runs.files import is_text, remove_unfinished, write_json
 from ctxaware.runs.processes import on_main
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 RUN = "run.json"  # the manifest's usual name in an output folder
 LOCK = "lock"
 STATISTICS = "statistics.json"  # beside data that a run of ours has written
-HIDDEN_LOCK = ".lock"  # in a folder of data, which has no manifest: it is written anew each time
+HIDDEN_LOCK = ".ctxaware.lock"  # in a folder of data, which has no manifest: it is written anew each time
 CONFIGURATION = "configuration"  # its key for all that could change the result
 _SHORT = 60  # characters shown of a value
 
@@ -124,27 +124,53 @@ def _merged(stored: dict[str, Any], current: dict[str, Any], grows: Collection[s
     return current | {key: {**old[key], **current.get(key, {})} for key in grows}
 
 
-def refuse_foreign_data(folder: Path, files: Iterable[Path], key: str) -> None:
-    """Refuse to write over data in a folder that this command has not written: nothing says that they can go.
+@contextlib.contextmanager
+def data_folder(folder: Path, files: Iterable[Path], keys: Collection[str]) -> Iterator[None]:
+    """Hold a folder of data while they are written anew.
+
+    Data in it that this command has not written stay: nothing says that they can go. Its own lock alone says so where a
+    killed run left no statistics, and is removed where a run fails before it has written anything.
 
     Args:
         folder: the output.
         files: that would be written or removed there.
-        key: that the statistics of this command hold, and those of no other.
+        keys: of which the statistics of this command hold all, and those of no other.
 
     Raises:
-        InputError: one of them is there, and neither our lock nor our statistics; or statistics of another command.
+        InputError: one of the files is there and is not this command's, or another process holds the folder.
     """
+    outputs = list(files)
+    if not is_text(str(folder)):
+        raise InputError(f"the folder's name {str(folder)!a} is no UTF-8; choose another output")
     try:
         statistics = json.loads((folder / STATISTICS).read_bytes())
-    except (OSError, ValueError, RecursionError):  # none, or damaged: they are made again
-        statistics = {}
-    if isinstance(statistics, dict) and statistics and key not in statistics:
-        raise InputError(f"{folder} holds data of another command ({STATISTICS} has no {key!r}); choose another output")
-    if (folder / HIDDEN_LOCK).exists() or (folder / STATISTICS).exists():
-        return
-    if there := [file for file in files if file.exists()]:
-        raise InputError(f"{folder} holds {there[0].name}, which ctxaware did not write; choose another output")
+    except (OSError, ValueError, RecursionError):  # none, or cut off
+        statistics = None
+    is_ours = isinstance(statistics, dict) and statistics.keys() >= set(keys)
+    is_ours = is_ours or (statistics is None and (folder / HIDDEN_LOCK).exists())
+    if not is_ours and (there := [file for file in outputs if file.exists()]):
+        raise InputError(f"{folder} holds {there[0].name}, which this command did not write; choose another output")
+    with locked(folder / HIDDEN_LOCK, folder):
+        try:
+            yield
+        except BaseException:
+            if not any(file.exists() for file in outputs):
+                (folder / HIDDEN_LOCK).unlink(missing_ok=True)
+            raise
+
+
+def refuse_foreign_file(file: Path, mark: str) -> None:
+    """Refuse to write over a file of somebody else's.
+
+    Args:
+        file: that would be written.
+        mark: what each file of that kind that we write holds.
+
+    Raises:
+        InputError: the file is there without the mark.
+    """
+    if file.is_file() and mark.encode() not in file.read_bytes():
+        raise InputError(f"{file} is there and ctxaware did not write it; choose another output")
 
 
 def _short(value: Any) -> str:

@@ -9,12 +9,13 @@ import numpy as np
 
 from ctxaware.data.conversations import FORMATS, STEM, find_file, write_conversations
 from ctxaware.indicator.marking import mark_messages
-from ctxaware.runs.claim import HIDDEN_LOCK, STATISTICS, locked, refuse_foreign_data
+from ctxaware.runs.claim import STATISTICS, data_folder
 from ctxaware.runs.files import refuse_own_input, write_json
 from ctxaware.scores.pictures import instruction_lengths, score_histogram
 from ctxaware.scores.table import Scores, aligned, read_one_layer
 from ctxaware.scores.threshold import TABLE_THRESHOLDS, above_threshold, describe_extreme, select_turns
 
+_OWN_KEYS = ("selected", "selected_share", "share_above", "without_score")  # of its statistics
 HISTOGRAM, LENGTHS = "scores.png", "instruction_lengths.png"
 
 
@@ -44,14 +45,13 @@ def select(
     """
     outputs = [out / name for name in (*(f"{STEM}.{kind}" for kind in FORMATS), STATISTICS, HISTOGRAM, LENGTHS)]
     refuse_own_input(out, [out, *outputs], [data, find_file(data), scores_file])
-    refuse_foreign_data(out, outputs, "selected")
     layer, scores = read_one_layer(scores_file, layer)
     chosen = select_turns(scores.values, threshold=threshold, percent=percent)
     if percent is not None:
-        threshold = float(scores.values[chosen].min()) if chosen.any() else None
+        threshold = _threshold_of(scores.values, chosen)
     import pyarrow as pa
 
-    with locked(out / HIDDEN_LOCK, out):
+    with data_folder(out, outputs, _OWN_KEYS):
         columns = [("scores", pa.list_(pa.float32()))]
         written = write_conversations(out, _marked(data, scores, chosen), extra_columns=columns)
         shares = {f"{t:g}": float(above_threshold(scores.values, t).mean()) for t in TABLE_THRESHOLDS}
@@ -74,6 +74,13 @@ def select(
             instruction_lengths(lengths, chosen[scores.is_scored], title, out / LENGTHS),
         ]
         return Selected(statistics, [written, out / STATISTICS, *pictures], describe_extreme(scores.values, chosen))
+
+
+def _threshold_of(values: np.ndarray, chosen: np.ndarray) -> float | None:
+    """The highest score that was not chosen: above it is what was chosen. None where an equal score was chosen."""
+    others = values[~chosen & ~np.isnan(values)]
+    highest = float(others.max(initial=0.0))
+    return highest if chosen.any() and highest < values[chosen].min() else None
 
 
 def _marked(data: Path, scores: Scores, chosen: np.ndarray) -> Iterator[dict]:

@@ -1,5 +1,6 @@
 """Reading a file of scores, and finding the turns of a data set in it."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,15 +68,24 @@ def read_scores(path: Path, layer: int | None = None) -> dict[int, Scores]:
     for one in manifest["layers"] if layer is None else [layer]:
         rows = table.filter(pc.field("layer") == one) if "layer" in table.column_names else table
         turns, user_tokens = rows["turn"].to_numpy(), rows["user_tokens"].to_numpy().astype(np.int64)
+        ids = rows["conversation_id"].to_pylist()
+        if (turns != _expected_turns(ids)).any():
+            raise InputError(f"{path} has turns out of their order: another program wrote it; score again")
         before = np.where(turns == 0, 0, np.roll(user_tokens, 1))  # user_tokens count all turns up to this one
         by_layer[one] = Scores(
-            rows["conversation_id"].to_pylist(),
+            ids,
             rows[FINGERPRINT].to_pylist(),
             rows["score"].to_numpy(zero_copy_only=False).astype(np.float64),
             user_tokens - before,
             manifest,
         )
     return by_layer
+
+
+def _expected_turns(ids: list[str]) -> np.ndarray:
+    """int64 `[n_turns]`: 0, 1, 2, … in each conversation."""
+    numbers = [number for _, same in itertools.groupby(ids) for number, _ in enumerate(same)]
+    return np.array(numbers, dtype=np.int64)
 
 
 def _check_table(path: Path, table: "pa.Table", has_layers: bool) -> None:

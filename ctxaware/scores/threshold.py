@@ -27,7 +27,7 @@ def above_threshold(scores: Sequence[float | None] | np.ndarray, threshold: floa
         InputError: the threshold is outside 0–1.
     """
     check_threshold(threshold)
-    return _with_nan(scores) > threshold
+    return _with_nan(scores).astype(np.float32) > np.float32(threshold)  # as they are stored: 0.6 is not above 0.6
 
 
 def top_percent(scores: Sequence[float | None] | np.ndarray, percent: float) -> np.ndarray:

@@ -74,7 +74,7 @@ def test_a_file_cut_off_is_refused_or_salvaged(tmp_path):
     source.write_text(text[: text.index('"b"') + 2])
     with pytest.raises(InputError, match="broken after 3 whole conversations"):
         prepare_dataset(PrepareRun(str(source), "sharegpt", tmp_path / "out"))
-    assert [f.name for f in (tmp_path / "out").iterdir()] == [".lock"]
+    assert [f.name for f in (tmp_path / "out").iterdir()] == []
     told = prepare_dataset(PrepareRun(str(source), "sharegpt", tmp_path / "out", salvage=True))
     assert (told["conversations"], told["broken_after"]) == (3, 3)
 
@@ -114,7 +114,7 @@ def test_nothing_left_is_an_error_and_leaves_no_file(tmp_path):
     (tmp_path / "empty.json").write_text(json.dumps(SHAREGPT[3:]))
     with pytest.raises(InputError, match="no conversation is left of the 1 records"):
         prepare_dataset(PrepareRun(str(tmp_path / "empty.json"), "sharegpt", tmp_path / "out"))
-    assert [f.name for f in (tmp_path / "out").iterdir()] == [".lock"]
+    assert [f.name for f in (tmp_path / "out").iterdir()] == []
 
 
 @needs_samples

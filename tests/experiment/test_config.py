@@ -54,7 +54,7 @@ def test_the_experiments_that_ship_can_be_read(name):
         ({"data": {"name": "d"}}, "data d: name either source or script"),
         ({"data": {"name": "d", "source": "hub", "dataset": "vicuna"}}, "dataset must be one of sharegpt, ultrachat"),
         ({"data": [{"name": "d", "source": "a"}, {"name": "d", "source": "b"}]}, "data has the name 'd' twice"),
-        ({"models": {"name": "a/b", "base": "b", "config": "c"}}, "letters, digits and ._- only, got 'a/b'"),
+        ({"models": {"name": "a/b", "base": "b", "config": "c"}}, "at most 100 letters, digits and ._-, got 'a/b'"),
         ({"evaluate": {"tasks": "a", "conditions": ["sometimes"]}}, "conditions must be one of never, always"),
         ({"evaluate": {"tasks": ["squad_contain_ind"]}}, "squad_contain_ind puts [IND] on its prompts itself"),
         ({"evaluate": {"tasks": "a", "before_tuning": "yes"}}, "before_tuning must be one of no, with_template"),

@@ -2,19 +2,26 @@
 
 import importlib
 import json
+import math
 import random
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import scores as score_files
 from support import tiny
+from support.runs import cells, sample, write_run
 from typer.testing import CliRunner
 
-from ctxaware import chat
+from ctxaware import chat, plots
 from ctxaware.commands.app import app
+from ctxaware.data.conversations import read_records
 from ctxaware.errors import InputError
+from ctxaware.harness.paths import CORPORA
+from ctxaware.harness.reading import load_reading
 from ctxaware.models import check_checkpoint, load_model
 
 
@@ -175,7 +182,7 @@ def test_prepare_and_select_leave_somebody_s_data_alone(tmp_path, chats):
     mine.write_text("my own\n")
     scores = score_files.write_scores(tmp_path / "scores.parquet")
     for words in (("prepare", chats, "--dataset", "messages"), ("select", chats, "--scores", scores)):
-        assert "holds conversations.jsonl, which ctxaware did not write" in refusal(*words, "--out", mine.parent)
+        assert "holds conversations.jsonl, which this command did not write" in refusal(*words, "--out", mine.parent)
         assert mine.read_text() == "my own\n"
         assert [path.name for path in mine.parent.iterdir()] == [mine.name]
 
@@ -191,11 +198,11 @@ def test_prepare_and_select_leave_one_another_s_data_alone(tmp_path, chats):
     scores = score_files.write_scores(tmp_path / "scores.parquet")
     prepare = ("prepare", chats, "--dataset", "messages", "--out")
     select = ("select", chats, "--scores", scores, "--out")
-    for first, second, key in ((prepare, select, "selected"), (select, prepare, "records")):
+    for first, second in ((prepare, select), (select, prepare)):
         out = tmp_path / first[0]
         assert command(*first, out).exit_code == 0
         files = {path.name: path.read_bytes() for path in out.iterdir()}
-        assert f"holds data of another command (statistics.json has no '{key}')" in refusal(*second, out)
+        assert "holds conversations.parquet, which this command did not write" in refusal(*second, out)
         assert {path.name: path.read_bytes() for path in out.iterdir()} == files
         assert command(*first, out).exit_code == 0
 
@@ -435,3 +442,87 @@ def test_an_experiment_with_an_impossible_number_of_processes_is_refused(tmp_pat
     launch.write_text(yaml.safe_dump({**experiments.LAUNCH, "num_processes": n}))
     with pytest.raises(InputError, match="names no num_processes"):
         Plan(read_experiment(experiments.write(tmp_path, launch=str(launch))))
+
+
+def test_a_folder_whose_statistics_or_lock_are_not_ours_stays(tmp_path, chats):
+    words = ("prepare", chats, "--dataset", "messages", "--out")
+    for statistics in ('["mine"]', "{}", '{"records": 1}'):
+        folder = tmp_path / f"s{len(statistics)}"
+        folder.mkdir()
+        (folder / "statistics.json").write_text(statistics)
+        (folder / "conversations.jsonl").write_text("mine")
+        assert "which this command did not write" in refusal(*words, folder)
+        assert (folder / "conversations.jsonl").read_text() == "mine"
+    failed, empty = tmp_path / "failed", tmp_path / "empty.jsonl"
+    empty.write_text(json.dumps({"messages": [{"role": "user", "content": ""}]}))
+    refusal("prepare", empty, "--dataset", "messages", "--out", failed)
+    (failed / "conversations.jsonl").write_text("mine")
+    assert "which this command did not write" in refusal(*words, failed)
+    assert (failed / "conversations.jsonl").read_text() == "mine"
+
+
+def test_a_verdict_is_not_written_over_somebody_s_file(tmp_path):
+    run = write_run(tmp_path / "run", {"squad_contain": [sample(n, 1.0) for n in range(5)]})
+    mine = tmp_path / "docs" / "gate.md"
+    mine.parent.mkdir()
+    mine.write_text("# The gate")
+    assert "ctxaware did not write it" in refusal("gate", run, run, "--out", mine.parent)
+    assert mine.read_text() == "# The gate"
+    for _ in range(2):  # a verdict of ours is
+        assert command("gate", run, run, "--out", tmp_path / "verdict").exit_code == 3
+
+
+def test_scores_that_were_changed_in_a_sample_file_are_refused(tmp_path):
+    rows = [sample(n, float(n % 2)) for n in range(6)]
+    config = {"metric_list": [{"metric": "score", "aggregation": "mean"}]}
+    kept = {"configs": {"squad_contain": config}, "results": {"squad_contain": {"score,none": 0.5}}}
+    run = write_run(tmp_path / "run", {"squad_contain": rows}, results=kept)
+    assert command("gate", run, run).exit_code == 3
+    (file,) = run.rglob("samples_*.jsonl")
+    changed = [json.loads(line) | {"score": 1.0} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    assert "a score was changed" in refusal("gate", run, run)
+
+
+def test_a_score_that_differs_by_its_last_bit_is_no_loss(tmp_path):
+    rows = [sample(n, 0.5) for n in range(6)]
+    before = write_run(tmp_path / "before", {"squad_contain": rows})
+    lower = [sample(n, math.nextafter(0.5, 0) if n == 3 else 0.5) for n in range(6)]
+    after = write_run(tmp_path / "after", {"squad_contain": lower})
+    assert command("gate", before, after).exit_code == 3
+
+
+def test_a_dollar_in_a_name_is_no_formula(tmp_path):
+    path = plots.recall_heatmap([100, 200], [0.0, 50.0], [0.5, 1.0], "a/$x_{$", tmp_path / "a.png")
+    assert path.stat().st_size > 1000
+
+
+def test_an_integer_of_more_than_64_bits_breaks_no_file(tmp_path):
+    path = tmp_path / "chats.json"
+    records = [chat | {"hash": 2**64 - 1 if n == 4 else n} for n, chat in enumerate(score_files.CONVERSATIONS)]
+    path.write_text(json.dumps(records))
+    assert [record["id"] for record in read_records(path)] == [chat["id"] for chat in score_files.CONVERSATIONS]
+
+
+def test_a_column_that_no_date_can_hold_is_one_line(tmp_path):
+    messages = [chat["messages"] for chat in score_files.CONVERSATIONS]
+    table = pa.table({"messages": messages, "at": pa.array([10**15] * len(messages), pa.timestamp("s"))})
+    pq.write_table(table, tmp_path / "dates.parquet")
+    line = refusal("prepare", tmp_path / "dates.parquet", "--dataset", "messages", "--out", tmp_path / "out")
+    assert "has a column that can't be read" in line
+
+
+def test_two_grids_are_not_drawn_in_one_picture(tmp_path):
+    rows = [{**row, "recall": row["score"]} for row in cells([1.0, 0.5, 0.0, 1.0])]
+    for name in ("a", "b"):
+        write_run(tmp_path / "runs" / name, {"nih_ctx": rows})
+    assert "would both be drawn in" in refusal("heatmap", tmp_path / "runs", "--out", tmp_path / "pictures")
+    assert command("heatmap", tmp_path / "runs").exit_code == 0
+
+
+def test_a_release_of_another_data_set_is_refused():
+    squad = CORPORA / "squad_sample.json"
+    with pytest.raises(InputError, match="no release of QuAC"):
+        load_reading("quac", str(squad))
+    with pytest.raises(InputError, match="expected SQuAD's"):
+        load_reading("squad", str(CORPORA / "quac_sample.json"))

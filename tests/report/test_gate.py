@@ -186,7 +186,7 @@ def test_a_task_can_be_compared_with_its_variant(runs):
     [
         ({"max_drop": -0.1}, "at least 0 and under 1, got -0.1"),
         ({"max_drop": float("nan")}, "got nan"),
-        ({"confidence": 1.0}, "over 0.5 and under 1, got 1.0"),
+        ({"confidence": 1.0}, "over 0.5 and at most 0.9999, got 1.0"),
         ({"confidence": float("nan")}, "got nan"),
         ({"allow": ["everything"]}, "one of missing, prompts, versions, limit, generation, got everything"),
         ({"metric": "acc"}, "t has no metric 'acc'; it has score"),

@@ -279,7 +279,7 @@ def test_markdown_that_no_report_wrote_stays(two, tmp_path):
     (run, *_) = two
     done = CliRunner().invoke(app, ["report", f"{run[0]}={run[1]}", "--out", str(tmp_path / "README.html")])
     assert isinstance(done.exception, InputError)
-    assert "so no report wrote it" in str(done.exception)
+    assert "is there and ctxaware did not write it" in str(done.exception)
     assert [path.name for path in tmp_path.glob("README.*")] == ["README.md"]
     assert mine.read_text() == "mine"
 

@@ -5,6 +5,7 @@ import json
 
 import matplotlib.image
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from support.scores import CONVERSATIONS, write_scores
 
@@ -13,6 +14,7 @@ from ctxaware.errors import InputError
 from ctxaware.scores.layers import compare_layers
 from ctxaware.scores.select import select
 from ctxaware.scores.table import read_scores
+from ctxaware.scores.threshold import above_threshold
 
 
 @pytest.fixture
@@ -40,7 +42,23 @@ def test_select_marks_the_data_and_tells_the_ratios(data, tmp_path):
 def test_the_top_share_instead_of_a_threshold(data, tmp_path):
     done = select(data, write_scores(tmp_path / "s.parquet"), tmp_path / "out", threshold=None, percent=14)
     assert done.statistics["selected"] == 2  # of 14 scored turns
-    assert done.statistics["threshold"] == pytest.approx(0.71)
+    assert done.statistics["threshold"] == pytest.approx(0.61)  # the highest that is not selected
+    scores = read_scores(tmp_path / "s.parquet")[15].values
+    assert above_threshold(scores, done.statistics["threshold"]).sum() == 2
+
+
+def test_the_threshold_of_a_share_that_divides_equal_scores_is_none(data, tmp_path):
+    done = select(data, write_scores(tmp_path / "s.parquet"), tmp_path / "out", threshold=None, percent=50)
+    assert done.statistics["selected"] == 7
+    assert done.statistics["threshold"] is None
+
+
+def test_turns_out_of_their_order_are_refused(data, tmp_path):
+    file = write_scores(tmp_path / "s.parquet")
+    table = pq.read_table(file)
+    pq.write_table(table.sort_by([("conversation_id", "ascending"), ("turn", "descending")]), file)
+    with pytest.raises(InputError, match="turns out of their order"):
+        select(data, file, tmp_path / "out", threshold=0.5, percent=None)
 
 
 def test_a_selection_of_nothing_is_a_warning_on_standard_error(data, tmp_path, capsys):
@@ -78,7 +96,7 @@ def test_scores_of_other_data_are_refused_and_nothing_is_written(data, tmp_path,
     reason = r"score all of|pass the data that was scored|messages of conversation 'c4' are not those that were scored"
     with pytest.raises(InputError, match=reason):
         select(data, scores, tmp_path / "out", threshold=0.6, percent=None)
-    assert [f.name for f in (tmp_path / "out").iterdir()] == [".lock"]
+    assert [f.name for f in (tmp_path / "out").iterdir()] == []
 
 
 @pytest.mark.parametrize("through", ["the folder", "the file", "a link", "its scores"])
