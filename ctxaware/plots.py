@@ -211,15 +211,15 @@ def recall_by_alpha(
         `path`.
     """
     figure, (left, right) = new_panels(9.5, 4, columns=2)
-    alphas = list(curve)
+    alphas, places = list(curve), range(len(curve))  # evenly apart: on a scale of their own the last ones overlap
     mean, low, high = ([getattr(curve[alpha], end) for alpha in alphas] for end in ("mean", "low", "high"))
-    left.fill_between(alphas, low, high, color=CATEGORICAL[0], alpha=0.15, linewidth=0)
-    left.plot(alphas, mean, color=CATEGORICAL[0], marker="o")
-    left.plot([chosen], [curve[chosen].mean], "o", markersize=11, markerfacecolor="none", color=CATEGORICAL[3])
-    left.annotate("chosen", (chosen, curve[chosen].mean), (0, 9), textcoords="offset points", ha="center", fontsize=9)
-    left.set(xscale="log", xlabel="α (1: no steering)", ylabel="recall", title=f"cells that choose α, n = {curve[1].n}")
-    left.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
-    left.minorticks_off()
+    left.fill_between(places, low, high, color=CATEGORICAL[0], alpha=0.15, linewidth=0)
+    left.plot(places, mean, color=CATEGORICAL[0], marker="o")
+    best = alphas.index(chosen), curve[chosen].mean
+    left.plot(*best, "o", markersize=11, markerfacecolor="none", color=CATEGORICAL[3])
+    left.annotate("chosen", best, (0, 9), textcoords="offset points", ha="center", fontsize=9)
+    left.set(xlabel="α (1: no steering)", ylabel="recall", title=f"cells that choose α, n = {curve[1].n}")
+    left.set_xticks(places, [f"{alpha:g}" for alpha in alphas])
     for place, interval in enumerate(reported.values()):
         error = [[interval.mean - interval.low], [interval.high - interval.mean]]
         right.errorbar(place, interval.mean, error, fmt="o", color=CATEGORICAL[place], capsize=4)
