@@ -9,6 +9,7 @@ from ctxaware.errors import InputError
 from ctxaware.harness.internals import answers_cached_as_json
 from ctxaware.harness.paths import tasks_folder
 from ctxaware.harness.settings import OUR_KEYS
+from ctxaware.models import adapter_of
 from ctxaware.report.samples import TaskRun, find_samples, read_task
 from ctxaware.runs.files import whole_folder
 from ctxaware.runs.secrets import redacted
@@ -35,6 +36,19 @@ def refuse_own_arguments(model_args: Mapping[str, Any], *more: str) -> None:
             f"{', '.join(ours)} can't stand among the model's arguments: the run sets its own",
             "take it out of {model_args}; an option of its own may set it",
         )
+
+
+def model_arguments(name: str, more: Mapping[str, Any]) -> dict[str, Any]:
+    """The harness's arguments of a model, or of an adapter: its base, with its own tokenizer and template.
+
+    Args:
+        name: hub name or folder.
+        more: further arguments, which count where both name one.
+    """
+    if (adapter := adapter_of(name, None)) is None:
+        return {"pretrained": name, **more}
+    of_base = {"pretrained": adapter.base_model_name_or_path, "revision": adapter.revision}
+    return {key: value for key, value in of_base.items() if value} | {"peft": name, "tokenizer": name, **more}
 
 
 def run_tasks(

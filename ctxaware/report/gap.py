@@ -14,7 +14,7 @@ from ctxaware.errors import InputError, first_line
 from ctxaware.intervals import DIFFERENCE, Interval, mean_interval
 from ctxaware.models import model_fingerprint
 from ctxaware.plots import scores_and_effects
-from ctxaware.report.evaluation import check_batch_size, read_run, refuse_own_arguments, run_tasks
+from ctxaware.report.evaluation import check_batch_size, model_arguments, read_run, refuse_own_arguments, run_tasks
 from ctxaware.report.samples import TaskRun, cluster
 from ctxaware.report.tables import Table, mean_score
 from ctxaware.runs.claim import LOCK, RUN, claim, locked
@@ -98,7 +98,7 @@ class Plan:
 
     def arguments(self, model: str) -> dict[str, Any]:
         """The harness's model arguments for one of the models."""
-        return {"pretrained": self.models[model], **self.model_args}
+        return model_arguments(self.models[model], self.model_args)
 
     def runs(self, out: Path) -> Iterator[tuple[Cell, str]]:
         """Cells and tasks that are not there yet, model by model."""

@@ -15,7 +15,7 @@ from typing import Any
 from ctxaware.errors import InputError, first_line
 from ctxaware.intervals import Interval
 from ctxaware.report.compare import pair
-from ctxaware.report.evaluation import check_batch_size, read_run, refuse_own_arguments, run_tasks
+from ctxaware.report.evaluation import check_batch_size, model_arguments, read_run, refuse_own_arguments, run_tasks
 from ctxaware.report.samples import TaskRun
 from ctxaware.report.tables import Table, mean_score, table_1
 from ctxaware.runs.claim import LOCK, RUN, claim, locked
@@ -92,7 +92,7 @@ class Plan:
     @property
     def arguments(self) -> dict[str, Any]:
         """The harness's model arguments."""
-        return {"pretrained": self.model, **self.model_args}
+        return model_arguments(self.model, self.model_args)
 
     def half(self, half: str) -> list[int]:
         """Indices of a half's cells; documents are by length, then depth."""
