@@ -144,10 +144,10 @@ def data_folder(folder: Path, files: Iterable[Path], keys: Collection[str]) -> I
         raise InputError(f"the folder's name {str(folder)!a} is no UTF-8; choose another output")
     try:
         statistics = json.loads((folder / STATISTICS).read_bytes())
-    except (OSError, ValueError, RecursionError):  # none, or cut off
+    except (OSError, ValueError, RecursionError):
         statistics = None
-    is_ours = isinstance(statistics, dict) and statistics.keys() >= set(keys)
-    is_ours = is_ours or (statistics is None and (folder / HIDDEN_LOCK).exists())
+    known = statistics if isinstance(statistics, dict) else {}  # nothing where there are none, or damaged ones
+    is_ours = known.keys() >= set(keys) or (not known and (folder / HIDDEN_LOCK).exists())
     if not is_ours and (there := [file for file in outputs if file.exists()]):
         raise InputError(f"{folder} holds {there[0].name}, which this command did not write; choose another output")
     with locked(folder / HIDDEN_LOCK, folder):
