@@ -85,6 +85,7 @@ def load_adapter(model: "PreTrainedModel", name: str, revision: str | None = Non
 
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys")  # PEFT would leave them as initialised
+        warnings.filterwarnings("ignore", ".*deprecated and will be removed in v6", FutureWarning)  # between libraries
         return _loaded(PeftModel, "adapter", name, of=model, revision=revision).eval()
 
 
