@@ -49,7 +49,7 @@ def test_lm_eval_finds_our_model_and_it_answers_as_hf(model_folder, tmp_path):
     for name in ("hf", "ctxaware"):
         done = command(
             "lm_eval",
-            *("--model", name, "--model_args", f"pretrained={model_folder}", "--device", "cpu", "--batch_size", "4"),
+            *("--model", name, "--model_args", f"pretrained={model_folder}", "--batch_size", "4"),
             *("--tasks", "nih_ctx,squad_contain", "--metadata", json.dumps(metadata), "--limit", "6"),
             *("--output_path", str(tmp_path / name), "--log_samples", "--apply_chat_template"),
         )

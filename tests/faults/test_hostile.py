@@ -115,6 +115,11 @@ def test_the_harness_s_model_refuses_a_device_that_it_would_pass_over(model, dev
         harness_model(model, device=device)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_the_device_that_lm_eval_passes_where_none_was_named_is_no_mistake(model):
+    assert harness_model(model, device="cuda:0").device.type == "cpu"
+
+
 def test_a_device_that_the_harness_does_not_know_is_not_replaced_by_another(model, monkeypatch):
     monkeypatch.setattr("ctxaware.harness.model.choose_device", torch.device)  # as if there were one
     with pytest.raises(InputError, match="the harness knows no device 'xla' and would run on cpu"):
