@@ -26,8 +26,8 @@ from ctxaware.harness.internals import one_line_in_lm_eval
 from ctxaware.harness.steering import SteeringMixin
 from ctxaware.models import check_checkpoint, check_finite
 
-# arguments with which the harness loads something else than the files of `pretrained`
 _DEFAULT_DEVICE = "cuda:0"  # what `lm_eval` passes where nobody named a device, also without a GPU
+# arguments with which the harness loads something else than the files of `pretrained`
 _LOADED_OTHERWISE = {"autogptq", "delta", "gguf_file", "gptqmodel", "subfolder", "trust_remote_code"}
 
 
@@ -48,7 +48,7 @@ class ContextLM(AutoMixin, SteeringMixin, PrefixReuseLM):
     def __init__(self, *args: Any, **kwargs: Any):
         name, device = kwargs.get("pretrained", args[0] if args else None), kwargs.get("device")
         if device == _DEFAULT_DEVICE and not torch.cuda.is_available():
-            device = kwargs["device"] = None
+            device = kwargs["device"] = "cpu"
         self._messages: dict[str, list[dict]] = {}
         with one_line_in_lm_eval():
             refuse_misspelt(type(self), kwargs)
