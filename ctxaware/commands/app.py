@@ -69,6 +69,7 @@ def _who() -> str:
 
 def main() -> None:
     """Run the command; a mistake in its options, or an `InputError`, becomes one line and exit code 2."""
+    os.environ["MPLBACKEND"] = "agg"  # pictures go to files, whatever a notebook's shell has set
     if isinstance(sys.stdout, io.TextIOWrapper):  # a console may lack a character of a model's name
         sys.stdout.reconfigure(errors="backslashreplace")
     with ends_in_one_line(_option, _who):

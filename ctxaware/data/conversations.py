@@ -45,7 +45,8 @@ def find_file(path: str | Path, preferred: str | None = None) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise InputError(f"{path} does not exist; expected a JSON, JSONL or Parquet file or a folder with one")
+        state = "is a pipe or a device" if path.exists() else "does not exist"
+        raise InputError(f"{path} {state}; expected a JSON, JSONL or Parquet file or a folder with one")
     written = [path / f"{STEM}.{kind}" for kind in FORMATS if (path / f"{STEM}.{kind}").is_file()]
     files = written or (sorted(path.glob(preferred)) if preferred else [])
     if not files:

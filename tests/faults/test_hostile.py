@@ -3,8 +3,11 @@
 import importlib
 import json
 import math
+import os
 import random
 import shutil
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -523,6 +526,20 @@ def test_two_grids_are_not_drawn_in_one_picture(tmp_path):
         write_run(tmp_path / "runs" / name, {"nih_ctx": rows})
     assert "would both be drawn in" in refusal("heatmap", tmp_path / "runs", "--out", tmp_path / "pictures")
     assert command("heatmap", tmp_path / "runs").exit_code == 0
+
+
+def test_a_drawing_backend_that_does_not_exist_stops_no_picture(tmp_path):
+    write_run(tmp_path / "run", {"nih_ctx": [{**row, "recall": row["score"]} for row in cells([1.0, 0.5, 0.0, 1.0])]})
+    words = [sys.executable, "-m", "ctxaware", "heatmap", str(tmp_path / "run"), "--out", str(tmp_path / "pictures")]
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "none"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [*(tmp_path / "pictures").glob("*.png")]
+
+
+def test_a_pipe_in_place_of_a_file_is_named_as_one(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    line = refusal("prepare", tmp_path / "pipe.jsonl", "--dataset", "messages", "--out", tmp_path / "out")
+    assert "is a pipe or a device; expected a JSON" in line
 
 
 def test_a_release_of_another_data_set_is_refused():
