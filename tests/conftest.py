@@ -1,7 +1,10 @@
 """Fixtures that several test modules share."""
 
 import os
+import signal
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background: tests of Ctrl-C would wait for ever
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that forgets itself fails at once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
