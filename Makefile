@@ -1,6 +1,7 @@
 # make demo        what the chat template does to a real model's recall of its context: a number, a picture, a report
 # make demo-train  the same model tuned without and with [IND], and what each makes of its context
-# make test        linters, types and all tests, offline
+# make test        linters, types and tests, offline, in about ten minutes on two cores
+# make test-long   the tests that take a minute or more each: learning, two processes, a killed experiment
 # make test-vllm   the tasks, the commands and the indicator on vLLM's CPU build, in an environment of its own
 # All set up .venv first; a second run installs nothing, and a second demo shows the first one's results.
 
@@ -10,6 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 EXTRAS := dev,demo,experiment,mt-bench,train
 VLLM := .venv-vllm
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 TRAIN_DEMO := demo-train
 LAUNCH := HF_HUB_OFFLINE=1 $(BIN)/accelerate launch --config_file recipes/accelerate/cpu_two.yaml
@@ -20,7 +22,7 @@ READ = HF_HUB_OFFLINE=1 $(BIN)/lm_eval --model hf --metadata '{"source": "$(TRAI
 GATE := $(BIN)/ctxaware gate $(TRAIN_DEMO)/read
 INDICATOR_MODEL := pretrained=$(TRAIN_DEMO)/indicator-base,peft=$(TRAIN_DEMO)/indicator,tokenizer=$(TRAIN_DEMO)/indicator
 
-.PHONY: demo demo-train test test-vllm lint clean
+.PHONY: demo demo-train test test-long test-vllm lint clean
 
 demo: demo/result.txt
 	@cat $<
@@ -66,7 +68,10 @@ $(TRAIN_DEMO)/read/.done: $(TRAIN_DEMO)/.indicator
 	touch $@
 
 test: $(VENV)/.dev lint
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --durations=10
+	$(PYTEST) -m "not long" --durations=10
+
+test-long: $(VENV)/.dev
+	$(PYTEST) -m long --durations=0
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -154,7 +154,7 @@ def test_two_processes_are_two_and_equal_one_with_twice_the_accumulation(data, t
     assert saved(two) == saved(one)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_share_the_probe_and_score_it_as_one(data, tmp_path):
     base = prepared_base(tmp_path / "base")
     one, two, log = tmp_path / "one", tmp_path / "two", tmp_path / "log"
@@ -167,7 +167,7 @@ def test_two_processes_share_the_probe_and_score_it_as_one(data, tmp_path):
     assert (two / "watch.json").read_text() == (one / "watch.json").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_killed_and_started_again_give_the_same_weights(data, tmp_path):
     base = prepared_base(tmp_path / "base")
     epochs = ("--num_train_epochs", "12", "--save_strategy", "steps", "--save_steps", "4", "--threshold", "0.28")
@@ -205,7 +205,7 @@ SIGNALS = pytest.mark.parametrize(("to_all", "number"), [(False, signal.SIGTERM)
 SAID = "interrupted: what is done is kept; run the same command again to go on"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @SIGNALS
 def test_two_processes_of_training_are_stopped_and_go_on(data, tmp_path, to_all, number):
     """SIGTERM to the launcher, and Ctrl-C to all: our line once (the launcher adds a traceback of its own)."""
@@ -224,7 +224,7 @@ def test_two_processes_of_training_are_stopped_and_go_on(data, tmp_path, to_all,
     assert saved(stopped) == saved(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @SIGNALS
 def test_two_processes_that_score_are_stopped_and_go_on(tmp_path, to_all, number):
     base, chats = prepared_base(tmp_path / "base"), write_data(tmp_path / "chats.jsonl", 1500)
@@ -322,7 +322,7 @@ def test_a_second_run_on_one_output_is_refused_while_the_first_is_at_work(data, 
     assert "holds a run with seed 42 (now 7)" in (tmp_path / "log2").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_while_one_process_of_a_killed_launcher_lives_the_rerun_is_refused(data, tmp_path):
     import psutil
 

@@ -214,8 +214,30 @@ def _causal(
     scale: float,
 ) -> torch.Tensor:
     """Causal attention of equally many queries and keys."""
+    if mask.padding is None and steered is not None and not steered.all():  # more columns on steered heads alone
+        key, value = (repeat_heads(x, query.shape[1]) for x in (key, value))
+        out = torch.empty((*query.shape[:3], value.shape[-1]), dtype=query.dtype, device=query.device)
+        for heads, chosen in ((steered, steered[steered]), (~steered, None)):
+            parts = query[:, heads], key[:, heads], value[:, heads]
+            out[:, heads] = _causal_of_all(*parts, None, outside, chosen, alpha, scale)
+        return out
+    return _causal_of_all(query, key, value, mask.padding, outside, steered, alpha, scale)
+
+
+def _causal_of_all(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    padding: torch.Tensor | None,
+    outside: torch.Tensor | None,
+    steered: torch.Tensor | None,
+    alpha: float,
+    scale: float,
+) -> torch.Tensor:
+    """One call of the fused kernel."""
     width = value.shape[-1]
-    query, key, value = _with_columns(query, key, value, mask.padding, outside, steered, alpha, scale)
+    if padding is not None or steered is not None:
+        query, key, value = _with_columns(query, key, value, padding, outside, steered, alpha, scale)
     grouped = key.shape[1] != query.shape[1]
     if grouped and key.shape[-1] > 256:  # the fused CUDA kernels that share key heads end here
         key, value, grouped = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1]), False

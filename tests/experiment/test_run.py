@@ -208,7 +208,7 @@ def test_sigterm_ends_the_step_that_is_at_work_too(tmp_path):
     assert end_what_is_left(plan.out) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_in_training_and_in_evaluation_it_goes_on_and_ends_though_one_threshold_selects_nothing(tmp_path):
     evaluate = experiments.many_questions(tmp_path)
     file = experiments.write(tmp_path, seeds=[1, 2], thresholds=[0.3, 0.99], evaluate=evaluate)
