@@ -10,6 +10,7 @@ from typing import Any
 from ctxaware.experiment.config import SCRIPT_FOLDER, VANILLA, Data, Experiment, Model
 from ctxaware.experiment.steps import Comparison, Row, Step, key_of, make_step
 from ctxaware.experiment.tuning import Tuning
+from ctxaware.harness.settings import content_hash, local_files
 
 BEFORE_TUNING = "before tuning"
 NEVER = "never"
@@ -118,7 +119,8 @@ class Plan(Tuning):
         arguments = {**e.model_args, **model_args}
         mode = arguments.get("indicator", NEVER)
         version = trained.key if trained else key_of(self._key_of_training(model, data)[0], template)
-        key = key_of(version, e.tasks, metadata, e.model_args, mode, arguments.get("revision"))
+        contents = self._contents(metadata)
+        key = key_of(version, e.tasks, metadata, e.model_args, mode, arguments.get("revision"), *contents)
         name = f"{short_name(trained)}-{mode}" if trained else f"{model.name}-before-tuning"
         words = ["lm_eval", "--model", "ctxaware", "--model_args", _joined(arguments), "--tasks", ",".join(e.tasks)]
         words += ["--metadata", json.dumps(metadata)] if metadata else []
@@ -129,11 +131,18 @@ class Plan(Tuning):
         first = tuple(self.prepared.values())
         return make_step(self.out, "evaluate", name, key, words, inputs=inputs, first=first, n_gpus=self.n_gpus)
 
+    def _contents(self, metadata: dict[str, Any]) -> list[Any]:
+        """What the files are that metadata names, but for those that a script of the experiment makes."""
+        own = self.out.resolve()
+        files = {key: path for key, path in local_files(metadata).items() if own not in path.resolve().parents}
+        return [{key: content_hash(path) for key, path in files.items()}] if files else []
+
     def _answer(self, model: Model, data: Data, trained: Step, model_args: dict[str, Any]) -> Step | None:
         bench = self.experiment.mt_bench
         if bench is None:
             return None
-        key, name = key_of(trained.key, bench.data_dir, bench.max_new_tokens), short_name(trained)
+        questions = self._of_mt_bench("mt_bench/question.jsonl")
+        key, name = key_of(trained.key, bench.data_dir, bench.max_new_tokens, questions), short_name(trained)
         words = ["ctxaware", "mt-bench", "answer", "--model", model_args["pretrained"], "--model-id", f"{name}-{key}"]
         words += ["--peft", model_args["peft"]] if "peft" in model_args else []
         words += ["--indicator", "always"] if trained.kind != VANILLA else []
@@ -141,6 +150,12 @@ class Plan(Tuning):
         words += ["--max-new-tokens", str(bench.max_new_tokens), "--batch-size", str(bench.batch_size)]
         n_gpus = min(self.n_gpus, 1)
         return make_step(self.out, "answer", name, key, words, inputs=(trained,), n_gpus=n_gpus)
+
+    def _of_mt_bench(self, *names: str) -> list[str]:
+        """Hashes of files and folders of MT-Bench's data; what is missing is found by the checks."""
+        assert self.experiment.mt_bench is not None
+        paths = [Path(self.experiment.mt_bench.data_dir) / name for name in names]
+        return [content_hash(path) for path in paths if path.exists()]
 
     def _mt_bench_folder(self, model: Model, data: Data) -> Path:
         """Answers of all models in one folder, as FastChat compares them."""
@@ -151,7 +166,8 @@ class Plan(Tuning):
         answers = [row.answers for row in rows if row.answers]
         if bench is None or bench.judge is None:
             return None
-        key = key_of([step.key for step in answers], bench.judge, bench.base_url)
+        read = self._of_mt_bench("mt_bench/reference_answer", "judge_prompts.jsonl")
+        key = key_of([step.key for step in answers], bench.judge, bench.base_url, read)
         words = ["ctxaware", "mt-bench", "judge", "--out", str(self._mt_bench_folder(model, data))]
         words += ["--data-dir", bench.data_dir, "--judge-model", bench.judge, "--parallel", str(bench.parallel)]
         words += ["--base-url", bench.base_url] if bench.base_url else []

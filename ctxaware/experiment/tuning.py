@@ -25,6 +25,7 @@ class Tuning:
 
     Attributes:
         n_processes: of training, as the launch config says.
+        mixed_precision: of training where the recipe leaves it open, as the launch config says.
         n_gpus: that training uses: all that a step ever asks for.
         prepared: the last step of each data set, by its name.
 
@@ -45,6 +46,7 @@ class Tuning:
                 f"launch: {self.launch} has num_machines {launch['num_machines']}; a step is of one machine"
             )
         self.n_processes = int(launch["num_processes"])
+        self.mixed_precision = launch.get("mixed_precision") or "no"
         self.n_gpus = 0 if launch.get("use_cpu") else self.n_processes
         is_free = self.n_processes > 1 and "main_process_port" not in launch
         self._port = ["--main_process_port", "0"] if is_free else []  # any free one: jobs may share a machine
@@ -112,7 +114,9 @@ class Tuning:
     def _key_of_training(self, model: Model, data: Data) -> list[Any]:
         """What a training run depends on, but for its seed and its scores."""
         settings = {name: value for name, value in self.settings(model, data).items() if changes_weights(name)}
-        return [self._version_of_model(self.base(model)), settings, self.n_processes, self.prepared[data.name].key]
+        precision = [] if self.mixed_precision == "no" else [self.mixed_precision]
+        prepared = self.prepared[data.name].key
+        return [self._version_of_model(self.base(model)), settings, self.n_processes, prepared, *precision]
 
     def vanilla(self, model: Model, data: Data, seed: int) -> Step:
         """Instruction tuning as usual."""

@@ -101,12 +101,11 @@ class AutoMixin(_Marks):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The plain prompt; what is needed to mark it is remembered. `[IND]` typed in a message is ordinary text."""
-        if self.cache_hook is not self._checked:  # prompts are the same under each way of marking that `auto` decides
+        if self.cache_hook is not self._checked:  # prompts are the same whatever `auto` decides or steering moves
             self._checked = self.cache_hook
+            marking = f"indicator={AUTO} {self._auto.model} {self._auto.threshold}" if self._auto else None
             with one_line_in_lm_eval():
-                refuse_kept(
-                    self.cache_hook, f"{AUTO} {self._auto.model} {self._auto.threshold}" if self._auto else None
-                )
+                refuse_kept(self.cache_hook, marking or self.steered_as())
         if not self._auto:
             return super().apply_chat_template(chat_history, add_generation_prompt)
         add_to_samples(self._of_sample)

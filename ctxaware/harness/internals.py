@@ -215,12 +215,12 @@ def kept_answer(lm: Any, kind: str, arguments: tuple) -> Any | None:
     return None if kept is None else kept.get(hash_args(kind, arguments))
 
 
-def refuse_kept(cache_hook: Any, marking: str | None) -> None:
-    """Refuse a file of kept answers whose prompts were marked in another way than a run's are.
+def refuse_kept(cache_hook: Any, way: str | None) -> None:
+    """Refuse a file of kept answers that were given in another way than a run's are.
 
     Args:
         cache_hook: of the harness; one without a file is fine.
-        marking: a name of the way of marking, where the key of an answer does not show it; None where it does.
+        way: a name of the way of marking or steering, where the key of an answer does not show it; None where it does.
 
     Raises:
         InputError: the file holds answers of another way.
@@ -231,10 +231,11 @@ def refuse_kept(cache_hook: Any, marking: str | None) -> None:
     if kept is None:
         return
     key = hash_args("marking", ())
-    if marking is not None and not len(kept):
-        kept[key] = marking
-    if kept.get(key) != marking:
+    if way is not None and not len(kept):
+        kept[key] = way
+    if kept.get(key) != way:
+        neither = "neither indicator=auto nor steering"
         raise InputError(
-            f"the kept answers (use_cache) are of {kept.get(key) or 'another indicator'}, this run is of "
-            f"{marking or 'another indicator'}, and a prompt is the same in both; pass another file"
+            f"the kept answers (use_cache) are of {kept.get(key) or neither}, this run is of {way or neither}, and a "
+            f"prompt is the same in both; pass another file"
         )

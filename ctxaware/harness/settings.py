@@ -8,11 +8,16 @@ only where it looks like a misspelt key of ours, and everything used or passed o
 import dataclasses
 import difflib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ctxaware.data.sources import HUB
+from ctxaware.data.sources import BUILTIN, HUB
 from ctxaware.errors import InputError
+from ctxaware.harness.needles import NEEDLES
+from ctxaware.models import folder_hash
+from ctxaware.runs.files import sha256_of_file, sha256_of_json, user_path
 
 logger = logging.getLogger("lm_eval.ctxaware")  # shown by the harness's own log settings
 
@@ -73,6 +78,29 @@ def resolve(cls: type, metadata: dict[str, Any], task: str) -> Any:
     ]
     logger.info("%s: settings used: %s%s", task, used, "".join(rest))
     return settings
+
+
+def local_files(settings: Mapping[str, Any]) -> dict[str, Path]:
+    """The files and folders on this machine that settings name, by setting."""
+    named = {key: settings[key] for key in ("source", "haystack", "needle") if isinstance(settings.get(key), str)}
+    paths = {key: user_path(name) for key, name in named.items() if name not in (HUB, BUILTIN, *NEEDLES)}
+    return {key: path for key, path in paths.items() if path.exists()}
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, or of the files of a folder and of the folders in it: a name may stand for others later.
+
+    Raises:
+        InputError: one of them can't be read.
+    """
+    try:
+        if path.is_file():
+            return f"sha256:{sha256_of_file(path)[:32]}"
+        folders = [path, *sorted(folder for folder in path.rglob("*") if folder.is_dir())]
+        parts = [[str(folder.relative_to(path)), folder_hash(folder, ".*")] for folder in folders]
+        return f"sha256:{sha256_of_json(parts)[:32]}"
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from error
 
 
 def _typed(key: str, value: Any, kind: str | type) -> Any:

@@ -21,6 +21,7 @@ from ctxaware.harness.internals import one_line_in_lm_eval
 from ctxaware.harness.needles import load_needle
 from ctxaware.harness.prompts import PROMPT_TEMPLATES, render_prompt, tokenize_prompt
 from ctxaware.harness.settings import NeedleSettings
+from ctxaware.runs.files import sha256_of_json
 
 if TYPE_CHECKING:
     from ctxaware.harness.hf import PrefixReuseLM as _Base
@@ -69,6 +70,12 @@ class SteeringMixin(_Base):
         with steer(self.model, self.tokenizer, self._heads, alpha):  # refused now, if ever
             pass
         self.steer_alpha, self.steer_heads, self.keeps_messages = alpha, str(heads), alpha < 1
+
+    def steered_as(self) -> str | None:
+        """What tells apart answers that were steered in another way; None without steering."""
+        if self.steer_alpha == 1:
+            return None
+        return f"steering alpha={self.steer_alpha:.12g} heads={sha256_of_json(sorted(self._heads))[:16]}"
 
     def cache_key(self, input_ids: tuple[int, ...], text: str) -> tuple:
         """Token and whether it is the user's: keys and values above the first layer depend on both."""

@@ -8,11 +8,13 @@ from typing import Any
 from ctxaware.errors import InputError
 from ctxaware.harness.internals import answers_cached_as_json
 from ctxaware.harness.paths import tasks_folder
-from ctxaware.harness.settings import OUR_KEYS
-from ctxaware.models import adapter_of
+from ctxaware.harness.settings import OUR_KEYS, content_hash, local_files
+from ctxaware.models import adapter_of, model_fingerprint
 from ctxaware.report.samples import TaskRun, find_samples, read_task
 from ctxaware.runs.files import whole_folder
 from ctxaware.runs.secrets import redacted
+
+_FOLDERS = ("peft", "tokenizer", "delta")  # arguments of a back end that may name a folder
 
 
 def check_batch_size(batch_size: str) -> None:
@@ -49,6 +51,24 @@ def model_arguments(name: str, more: Mapping[str, Any]) -> dict[str, Any]:
         return {"pretrained": name, **more}
     of_base = {"pretrained": adapter.base_model_name_or_path, "revision": adapter.revision}
     return {key: value for key, value in of_base.items() if value} | {"peft": name, "tokenizer": name, **more}
+
+
+def contents(settings: Mapping[str, Any], model_args: Mapping[str, Any]) -> dict[str, str]:
+    """What the files are that settings and a model's arguments name, so that a run taken up later asks the same.
+
+    Args:
+        settings: of the tasks.
+        model_args: what a user passes on to the back end.
+
+    Returns:
+        A hash by setting or argument, of those that are files or folders on this machine.
+
+    Raises:
+        InputError: one can't be read.
+    """
+    folders = {key: Path(model_args[key]) for key in _FOLDERS if isinstance(model_args.get(key), str)}
+    of_model = {key: model_fingerprint(str(path)) for key, path in folders.items() if path.is_dir()}
+    return {key: content_hash(path) for key, path in local_files(settings).items()} | of_model
 
 
 def run_tasks(

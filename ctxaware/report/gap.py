@@ -14,7 +14,14 @@ from ctxaware.errors import InputError, first_line
 from ctxaware.intervals import DIFFERENCE, Interval, mean_interval
 from ctxaware.models import model_fingerprint
 from ctxaware.plots import scores_and_effects
-from ctxaware.report.evaluation import check_batch_size, model_arguments, read_run, refuse_own_arguments, run_tasks
+from ctxaware.report.evaluation import (
+    check_batch_size,
+    contents,
+    model_arguments,
+    read_run,
+    refuse_own_arguments,
+    run_tasks,
+)
 from ctxaware.report.samples import TaskRun, cluster
 from ctxaware.report.tables import Table, mean_score
 from ctxaware.runs.claim import LOCK, RUN, claim, locked
@@ -152,6 +159,7 @@ def _configuration(plan: Plan) -> dict[str, Any]:
         "settings": plan.settings,
         "backend": plan.backend,
         "model_args": redacted(plan.model_args),
+        "contents": contents(plan.settings, plan.model_args),
     }
 
 

@@ -15,7 +15,14 @@ from typing import Any
 from ctxaware.errors import InputError, first_line
 from ctxaware.intervals import Interval
 from ctxaware.report.compare import pair
-from ctxaware.report.evaluation import check_batch_size, model_arguments, read_run, refuse_own_arguments, run_tasks
+from ctxaware.report.evaluation import (
+    check_batch_size,
+    contents,
+    model_arguments,
+    read_run,
+    refuse_own_arguments,
+    run_tasks,
+)
 from ctxaware.report.samples import TaskRun
 from ctxaware.report.tables import Table, mean_score, table_1
 from ctxaware.runs.claim import LOCK, RUN, claim, locked
@@ -108,6 +115,7 @@ class Plan:
         return {
             **redacted(dataclasses.asdict(self)),
             "fingerprint": model_fingerprint(self.model),
+            "contents": contents(self.settings, self.model_args),
             "heads_file": path.read_text(encoding="utf-8") if path.is_file() else None,
         }
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -106,6 +107,8 @@ def configuration(arguments: Arguments) -> dict[str, Any]:
     settings |= {k: v for k, v in arguments.training.to_dict().items() if changes_weights(k)}
     del settings["watch_every"]
     settings["num_processes"] = PartialState().num_processes
+    ours = "fp16" if arguments.training.fp16 else "bf16" if arguments.training.bf16 else None
+    settings["mixed_precision"] = ours or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # the launcher's
     settings["base_weights"] = model_fingerprint(model.model_name_or_path, model.model_revision)
     files = {"data": run.data, "scores": arguments.indicator.scores if arguments.indicator else None}
     for name, path in files.items():

@@ -22,6 +22,10 @@ def folders(plan):
     return {(step.kind, str(step.folder)) for step in plan.steps}
 
 
+def names(plan):
+    return {(step.kind, step.name) for step in plan.steps}
+
+
 def kinds(steps):
     return {kind for kind, _ in steps}
 
@@ -103,6 +107,7 @@ def test_what_is_asked_changes_no_model(plan, tmp_path):
         ("recipe.yaml", {"logging_steps": 7, "save_steps": 5, "watch_every": 3}, set()),
         ("recipe.yaml", {"max_length": 32}, {*AFTER_TRAINING, "indicator", "score", "vanilla"}),
         ("launch.yaml", {"num_processes": 2}, {*AFTER_TRAINING, "indicator", "score", "vanilla"}),
+        ("launch.yaml", {"mixed_precision": "bf16"}, {*AFTER_TRAINING, "indicator", "score", "vanilla"}),
         ("launch.yaml", {"main_process_port": 0}, set()),
     ],
 )
@@ -123,6 +128,27 @@ def test_data_and_base_count_by_their_content_and_not_by_their_date(plan, tmp_pa
     config = tmp_path / "base" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "rms_norm_eps": 1e-5}))
     assert kinds(folders(plan()) - before) == {*AFTER_TRAINING, "indicator", "score", "vanilla"}
+
+
+def test_what_is_asked_counts_by_the_content_of_its_files(plan, tmp_path):
+    before = folders(plan())
+    questions = tmp_path / "questions.json"
+    questions.touch()
+    assert folders(plan()) == before
+    questions.write_text(questions.read_text().replace("winter", "summer"))
+    assert kinds(folders(plan()) - before) == AFTER_TRAINING
+
+    bench = tmp_path / "bench"
+    (bench / "mt_bench" / "reference_answer").mkdir(parents=True)
+    for name in ("mt_bench/question.jsonl", "mt_bench/reference_answer/gpt-4.jsonl", "judge_prompts.jsonl"):
+        (bench / name).write_text("a\n")
+    asked = {"mt_bench": {"data_dir": str(bench), "judge": "gpt-4"}}
+    before = names(plan(**asked))
+    (bench / "judge_prompts.jsonl").write_text("b\n")
+    assert kinds(names(plan(**asked)) - before) == {"judge", "report"}
+    before = names(plan(**asked))
+    (bench / "mt_bench" / "question.jsonl").write_text("b\n")
+    assert kinds(names(plan(**asked)) - before) == {"answer", "judge", "report"}
 
 
 def test_a_seed_model_of_its_own_scores_once_for_all_seeds_and_models(plan, tmp_path):

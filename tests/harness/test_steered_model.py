@@ -236,6 +236,23 @@ def test_a_back_end_that_would_pass_over_the_arguments_is_refused(model_folder, 
         simple_evaluate(lm, tasks=["drop_contain"], task_manager=manager, limit=2, bootstrap_iters=0)
 
 
+def test_kept_answers_belong_to_one_way_of_steering(model, tokenizer, tmp_path):
+    manager = TaskManager(include_path=str(tasks_folder()), include_defaults=False, metadata={"source": "builtin"})
+
+    def run(**kwargs):
+        settings = {"apply_chat_template": True, "limit": 2, "use_cache": str(tmp_path / "kept"), "bootstrap_iters": 0}
+        lm = make(model, tokenizer, **kwargs)
+        results = simple_evaluate(lm, tasks=["drop_contain"], task_manager=manager, **settings)
+        return [row["resps"] for row in results["samples"]["drop_contain"]]
+
+    steered = {"steer_alpha": 0.01, "steer_heads": "all"}
+    first = run(**steered)
+    assert run(**steered) == first
+    for other in ({}, {**steered, "steer_alpha": 0.5}, {**steered, "steer_heads": "retrieval"}):
+        with pytest.raises(InputError, match=r"of steering alpha=0.01 heads=\w+, this run is of (neither|s)"):
+            run(**other)
+
+
 def test_a_begun_answer_and_a_bos_that_the_tokenizer_adds_belong_to_nobody(model):
     from tokenizers.processors import TemplateProcessing
 

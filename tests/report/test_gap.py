@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import tiny
+from support.experiments import write_questions
 from support.runs import cells as cells_of_a_grid
 from support.runs import write_lines, write_run
 
@@ -21,7 +23,7 @@ from ctxaware.intervals import DIFFERENCE, Interval, mean_interval
 from ctxaware.report import gap
 from ctxaware.report.gap import Cell, Plan, cells, effects
 from ctxaware.report.samples import find_samples
-from ctxaware.runs.claim import locked
+from ctxaware.runs.claim import describe_difference, locked
 
 SETTINGS = {"num_context_lengths": 2, "num_depths": 2, "max_context_length": 500, "needle": "sf", "source": "builtin"}
 
@@ -184,6 +186,26 @@ def test_a_second_process_and_changed_weights_under_the_same_name_are_refused(fi
     config.write_text(config.read_text() + " ")
     with pytest.raises(InputError, match=r"holds a run with weights.base sha256:\w+ \(now sha256:\w+\)"):
         gap.run(same, tmp_path / "out")
+
+
+def test_other_questions_in_the_same_file_are_refused(model_folder, tmp_path):
+    source = write_questions(tmp_path / "questions.json", 2)
+    the_plan = plan({"instruct": model_folder}, ["squad_contain"], source=str(source))
+    gap.run(the_plan, tmp_path / "out")
+    source.write_text(source.read_text().replace("winter", "summer"))
+    with pytest.raises(InputError, match=r"holds a run with contents.source sha256:\w+ \(now sha256:\w+\)"):
+        gap.run(the_plan, tmp_path / "out")
+
+
+def test_an_adapter_trained_anew_in_its_folder_is_refused(model_folder, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(model_folder)}))
+    (adapter / "adapter_model.safetensors").write_bytes(b"1")
+    first = dataclasses.replace(plan({"instruct": model_folder}), model_args={"peft": str(adapter)})
+    before = gap._configuration(first)
+    (adapter / "adapter_model.safetensors").write_bytes(b"2")
+    assert describe_difference(before, gap._configuration(first)).startswith("contents.peft sha256:")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"configuration"'])

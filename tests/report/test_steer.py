@@ -14,6 +14,7 @@ from ctxaware.errors import InputError
 from ctxaware.report import steer
 from ctxaware.report.evaluation import read_run
 from ctxaware.report.steer import BASELINE, CHOOSING, PLAIN, REPORTED, Condition, Plan
+from ctxaware.runs.claim import describe_difference
 
 SETTINGS = {"num_context_lengths": 2, "num_depths": 2, "max_context_length": 500, "needle": "sf", "source": "builtin"}
 
@@ -163,3 +164,21 @@ def test_a_wrong_heads_file_is_refused_in_one_line_by_the_command(tmp_path, mode
 def test_alphas_that_are_no_numbers_are_refused_by_the_command():
     result = CliRunner().invoke(app, ["steer", "--instruct", "m", "--alphas", "0.1;0.3"])
     assert "alphas must be numbers with commas between" in str(result.exception)
+
+
+def test_a_needle_file_that_was_changed_is_another_run(model_folder, tmp_path):
+    needle = tmp_path / "needle.yaml"
+    needle.write_text(
+        "needle: The best thing in Rome is to eat figs.\nquestion: What is best?\nkeywords: [eat, figs]\n"
+    )
+    the_plan = plan(model_folder, needle=str(needle))
+    before = the_plan.configuration()
+    needle.write_text(needle.read_text().replace("[eat, figs]", "[best, Rome]"))
+    assert describe_difference(before, the_plan.configuration()).startswith("contents.needle ")
+    haystack = tmp_path / "texts"
+    (haystack / "part").mkdir(parents=True)
+    (haystack / "part" / "a.txt").write_text("Once.")
+    the_plan = plan(model_folder, haystack=str(haystack))
+    before = the_plan.configuration()
+    (haystack / "part" / "a.txt").write_text("Twice.")
+    assert describe_difference(before, the_plan.configuration()).startswith("contents.haystack ")

@@ -26,7 +26,7 @@ from ctxaware.training import trainer as trainer_module
 from ctxaware.training.base import prepare_base, vanilla_base
 from ctxaware.training.callback import DataSelectionCallback, data_selection
 from ctxaware.training.encoding import TurnTable, encode_dataset, make_encoder
-from ctxaware.training.run import claimed_run, load_conversations, train_and_save
+from ctxaware.training.run import claimed_run, configuration, load_conversations, train_and_save
 from ctxaware.training.trainer import build_trainer
 from ctxaware.training.turn_scores import find_scores
 
@@ -457,6 +457,15 @@ def test_too_few_turns_for_an_automatic_indicator_are_told_and_the_run_is_finish
     assert re.search(r"^no auto_indicator.json: \d+ of \d+ turns have a score above beta 0.6, in too few", said, re.M)
     assert not (tmp_path / "run" / "auto_indicator.json").exists()
     assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
+
+
+def test_the_launchers_mixed_precision_is_part_of_the_run(base, data, tmp_path, monkeypatch):
+    of_recipe = configuration(arguments(base, data, tmp_path / "run"))["mixed_precision"]
+    assert of_recipe == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # what `mixed_precision: bf16` of a launch config becomes
+    args = arguments(base, data, tmp_path / "run")
+    assert configuration(args)["mixed_precision"] == "bf16"
+    assert args.training.mixed_precision == "bf16", "what the trainer takes"
 
 
 def test_rows_of_the_embedding_and_of_the_output_matrix_are_found_by_name(monkeypatch):
