@@ -176,21 +176,36 @@ def _check_weights(name: str, expected: Iterable[str], info: dict[str, Any]) -> 
             )
 
 
-def adapter_of(name: str, revision: str | None) -> "PeftConfig | None":
-    """PEFT's configuration where `name` is an adapter, else None."""
-    from transformers.utils import find_adapter_config_file
+def adapter_of(name: str, revision: str | None = None) -> "PeftConfig | None":
+    """PEFT's configuration where `name` is an adapter, else None.
 
-    try:
-        file = find_adapter_config_file(name, revision=revision)
-    except (OSError, ValueError):  # no such name: what loads a model says so
-        return None
-    if file is None:
+    Raises:
+        InputError: it is damaged, PEFT is missing, or its base is an adapter too, which the libraries would leave out.
+    """
+    if not is_adapter(name, revision):
         return None
     if find_spec("peft") is None:
         raise InputError(f"{name} is an adapter, which needs the package peft; run: pip install 'ctxaware[train]'")
     from peft import PeftConfig
 
-    return _loaded(PeftConfig, "adapter", name, revision=revision)
+    adapter = _loaded(PeftConfig, "adapter", name, revision=revision)
+    base = adapter.base_model_name_or_path
+    if base and is_adapter(base, adapter.revision):
+        raise InputError(
+            f"{name!r} is an adapter on another adapter, {base!r}, which would be left out; merge that into its base "
+            f"(PEFT's merge_and_unload), save the model, and name its folder in {name}'s adapter_config.json"
+        )
+    return adapter
+
+
+def is_adapter(name: str, revision: str | None = None) -> bool:
+    """Whether `name` is an adapter: a folder or a hub name with an `adapter_config.json`."""
+    from transformers.utils import find_adapter_config_file
+
+    try:
+        return find_adapter_config_file(name, revision=revision) is not None
+    except (OSError, ValueError):  # no such name: what loads a model says so
+        return False
 
 
 def has_tokenizer(name: str, revision: str | None = None) -> bool:

@@ -8,7 +8,14 @@ from support import tiny
 from ctxaware import models
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import add_indicator
-from ctxaware.models import load_config, load_model, load_tokenizer, model_fingerprint
+from ctxaware.models import (
+    check_checkpoint,
+    load_adapter,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_fingerprint,
+)
 
 
 @pytest.fixture
@@ -54,6 +61,29 @@ def test_an_adapter_without_its_base_is_named(adapter):
         load_model(str(folder), None, torch.float32, "cpu")
     with pytest.raises(InputError, match=r"can't load model '.*base'"):
         load_config(str(folder))
+
+
+def test_an_adapter_on_an_adapter_is_refused_by_whoever_loads_it(adapter, tmp_path):
+    _, lower, base, _ = adapter
+    upper = shutil.copytree(lower, tmp_path / "upper")
+    config = json.loads((upper / "adapter_config.json").read_text())
+    (upper / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(lower)}))
+    model = load_model(str(base), None, torch.float32, "cpu")
+    for load in (
+        lambda: load_model(str(upper), None, torch.float32, "cpu"),
+        lambda: load_config(str(upper)),
+        lambda: check_checkpoint(str(upper)),
+        lambda: load_adapter(model, str(upper)),
+        lambda: model_fingerprint(str(upper)),
+    ):
+        with pytest.raises(InputError, match=r"is an adapter on another adapter, '.*adapter', .*; merge that into its"):
+            load()
+    pytest.importorskip("lm_eval")
+    from ctxaware.harness.model import ContextLM
+
+    for pretrained, peft in ((base, upper), (lower, lower)):
+        with pytest.raises(InputError, match=r"adapter.*would be left out; merge"):
+            ContextLM(str(pretrained), peft=str(peft), device="cpu")
 
 
 CODE = "from pathlib import Path\nPath({marker!r}).touch()\n"
