@@ -348,15 +348,16 @@ def test_a_judge_s_prompt_that_fastchat_would_fail_on_after_the_call_is_refused(
 
 
 def test_answers_that_are_cut_off_are_made_again(tmp_path):
+    from ctxaware.harness.auto_prompts import MT_BENCH, AutoPrompt
     from ctxaware.report.auto import _read
 
-    path = tmp_path / "a.jsonl"
+    path, prompt = tmp_path / "a.jsonl", AutoPrompt(MT_BENCH, "a", "text", 5)
     row = {"cluster": "a", "category": "", "answer": "b", "score": None}
     path.write_text(f"{json.dumps(row)}\n{json.dumps({'tokens': {'asked': 1, 'computed': 1}})}\n")
-    assert len(_read(path, 1)) == 2
-    assert _read(path, 2) is None
+    assert len(_read(path, [prompt])) == 2
+    assert _read(path, [prompt] * 2) is None
     path.write_bytes(path.read_bytes()[:-10])
-    assert _read(path, 1) is None
+    assert _read(path, [prompt]) is None
 
 
 def test_a_run_that_is_taken_over_leaves_nothing_of_the_one_before(tmp_path):
