@@ -31,6 +31,15 @@ def weights_fingerprint(
     return f"{own} on {weights_fingerprint(*below)}"
 
 
+def weight_files(name: str, revision: str | None = None) -> list[Path]:
+    """Where the safetensors files of a model or an adapter lie on this machine; none where its weights are pickles."""
+    files = "adapter_model.safetensors" if adapter_of(name, revision) else "model.safetensors"
+    names = [files]
+    if index := file_of(name, f"{files}.index.json", revision):
+        names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
+    return [Path(file) for each in names if (file := file_of(name, each, revision))]
+
+
 def _snapshot(name: str, revision: str | None, is_adapter: bool) -> Path:
     """Where a hub model's configuration and weights lie on this machine."""
     needed = (
