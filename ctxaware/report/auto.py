@@ -17,7 +17,7 @@ from ctxaware.intervals import DIFFERENCE, Difference, Interval, mean_interval
 from ctxaware.report.collect import AUTO as FILE
 from ctxaware.report.evaluation import check_batch_size, refuse_own_arguments
 from ctxaware.report.tables import Cell, Table
-from ctxaware.runs.claim import RUN, claim, locked
+from ctxaware.runs.claim import RUN, claim, locked, refuse_foreign_folder
 from ctxaware.runs.files import output_file, write_json, write_text
 from ctxaware.runs.progress import progress_bar
 from ctxaware.runs.secrets import redacted
@@ -27,6 +27,7 @@ NEEDED = (NEEDLES, READING)  # kinds whose answer stands in the context
 _NEUTRAL = {key: value for key, value in NEUTRAL_GENERATION.items() if key != "min_length"}  # beside min_new_tokens
 _ANSWER = {"cluster": str, "category": str, "answer": str, "score": Maybe(NUMBER)}
 _COST = {"tokens": {"asked": int, "computed": int}}
+MARKDOWN = "auto_evaluation.md"
 MIN_GAIN = 0.05  # of always over never, under which its share is not a figure worth telling
 
 
@@ -71,6 +72,7 @@ def evaluate(run: AutoRun) -> dict[str, Any]:
 
     check_batch_size(run.batch_size)
     refuse_own_arguments(run.model_args, "indicator")
+    refuse_foreign_folder(run.out, (FILE, MARKDOWN))
     with locked(run.out / "lock", run.out):
         threshold = run.model_args.get("indicator_threshold")
         arguments = {key: value for key, value in run.model_args.items() if key != "indicator_threshold"}
@@ -104,7 +106,7 @@ def evaluate(run: AutoRun) -> dict[str, Any]:
             "tokens": {mode: _tokens(rows[mode]) for mode in MODES},
         }
         write_json(run.out / FILE, result)
-        write_text(run.out / "auto_evaluation.md", markdown(result))
+        write_text(run.out / MARKDOWN, markdown(result))
     return result
 
 

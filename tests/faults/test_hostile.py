@@ -470,6 +470,37 @@ def test_a_folder_whose_statistics_or_lock_are_not_ours_stays(tmp_path, chats):
     assert (failed / "conversations.jsonl").read_text() == "mine"
 
 
+RUNS = [
+    ("gap --instruct", "gap.md", ""),
+    ("steer --instruct", "steer.json", ""),
+    ("attention --instruct", "attention.md", ""),
+    ("auto evaluate --model", "auto_evaluation.md", ""),
+    ("heads", "notes.json", "notes.json"),
+    ("heads", "notes.png", "notes.json"),
+]
+
+
+@pytest.mark.parametrize(("words", "name", "out"), RUNS)
+def test_a_run_does_not_write_over_somebody_s_file(tmp_path, model, words, name, out):
+    mine = tmp_path / "docs" / name
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    settings = ("--grid", "2x2", "--max-context-length", "500", "--source", "builtin")
+    said = refusal(*words.split(), model, "--out", mine.parent / out, *settings)
+    assert f"{name} is there and ctxaware did not write it" in said
+    assert [path.name for path in mine.parent.iterdir()] == [name]
+    assert mine.read_text() == "mine"
+
+
+def test_a_picture_is_not_drawn_over_somebody_s(tmp_path):
+    path = tmp_path / "a.png"
+    for _ in range(2):
+        plots.save(plots.new_figure(2, 2)[0], path)
+    path.write_bytes(b"\x89PNG of mine")
+    with pytest.raises(InputError, match=r"a\.png is there and ctxaware did not write it"):
+        plots.save(plots.new_figure(2, 2)[0], path)
+
+
 def test_a_verdict_is_not_written_over_somebody_s_file(tmp_path):
     run = write_run(tmp_path / "run", {"squad_contain": [sample(n, 1.0) for n in range(5)]})
     mine = tmp_path / "docs" / "gate.md"
