@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from ctxaware.errors import InputError
-from ctxaware.models import adapter_of, file_of, folder_hash, load_config
+from ctxaware.models import adapter_of, file_of, load_config
+from ctxaware.runs.model_folder import folder_hash
 
 _WEIGHTS = r"(?!auto_indicator\.)(.*\.safetensors|.*\.bin|(adapter_)?config\.json)"
 
