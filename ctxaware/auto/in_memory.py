@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 _N_ROWS = 4  # compared of a tensor: whatever trains or merges a matrix changes each of its rows
-_ROUNDING = {"rtol": 2.0**-7, "atol": 1e-7}  # of weights that were bfloat16 or float16 at some time
+_RTOL, _ATOL = 2.0**-7, 1e-7  # the rounding of weights that were bfloat16 or float16 at some time
 _OF_PEFT = re.compile(r"^base_model\.model\.|\.base_layer(?=\.)|\.(token_adapter|original_module)(?=\.)")
 
 
@@ -109,6 +109,7 @@ def _differing(tensors: Mapping[str, "torch.Tensor"], rows: Mapping[str, "torch.
         if key.endswith("lm_head.weight") and places.count(tensor.data_ptr()) > 1:
             continue
         own = tensor[: len(stored)] if tensor.ndim else tensor
-        is_same = own.shape == stored.shape and torch.allclose(own.detach().float().cpu(), stored.float(), **_ROUNDING)
+        own, stored = own.detach().float().cpu(), stored.float()
+        is_same = own.shape == stored.shape and torch.allclose(own, stored, _RTOL, _ATOL)
         differing |= set() if is_same else {key}
     return differing
