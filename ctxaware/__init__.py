@@ -26,10 +26,12 @@ _HOMES = {  # public name: module
     "steer": "ctxaware.attention.steering",
     "with_indicator": "ctxaware.auto",
 }
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", "auto", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "auto":
+        return importlib.import_module("ctxaware.auto")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'ctxaware' has no attribute {name!r}")

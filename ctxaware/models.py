@@ -1,7 +1,6 @@
 """Loading a model and its tokenizer: a user's mistake is one line, and no code that comes with a model ever runs."""
 
 import contextlib
-import hashlib
 import re
 import warnings
 from collections.abc import Iterable, Iterator
@@ -10,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctxaware.errors import InputError
+from ctxaware.runs.model_folder import folder_hash
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftConfig, PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-HASHED_WHOLE = 1 << 30  # bytes; of a larger file `model_fingerprint` reads blocks
-_N_BLOCKS, _BLOCK = 4096, 1 << 16
-_ALL = r"(?!.*\.md$|auto_indicator\.).*"  # cards and what was fitted to the weights afterwards change nothing in them
 _SHOWN = 300  # characters of a library's error
 
 
@@ -176,21 +173,36 @@ def _check_weights(name: str, expected: Iterable[str], info: dict[str, Any]) -> 
             )
 
 
-def adapter_of(name: str, revision: str | None) -> "PeftConfig | None":
-    """PEFT's configuration where `name` is an adapter, else None."""
-    from transformers.utils import find_adapter_config_file
+def adapter_of(name: str, revision: str | None = None) -> "PeftConfig | None":
+    """PEFT's configuration where `name` is an adapter, else None.
 
-    try:
-        file = find_adapter_config_file(name, revision=revision)
-    except (OSError, ValueError):  # no such name: what loads a model says so
-        return None
-    if file is None:
+    Raises:
+        InputError: it is damaged, PEFT is missing, or its base is an adapter too, which the libraries would leave out.
+    """
+    if not is_adapter(name, revision):
         return None
     if find_spec("peft") is None:
         raise InputError(f"{name} is an adapter, which needs the package peft; run: pip install 'ctxaware[train]'")
     from peft import PeftConfig
 
-    return _loaded(PeftConfig, "adapter", name, revision=revision)
+    adapter = _loaded(PeftConfig, "adapter", name, revision=revision)
+    base = adapter.base_model_name_or_path
+    if base and is_adapter(base, adapter.revision):
+        raise InputError(
+            f"{name!r} is an adapter on another adapter, {base!r}, which would be left out; merge that into its base "
+            f"(PEFT's merge_and_unload), save the model, and name its folder in {name}'s adapter_config.json"
+        )
+    return adapter
+
+
+def is_adapter(name: str, revision: str | None = None) -> bool:
+    """Whether `name` is an adapter: a folder or a hub name with an `adapter_config.json`."""
+    from transformers.utils import find_adapter_config_file
+
+    try:
+        return find_adapter_config_file(name, revision=revision) is not None
+    except (OSError, ValueError):  # no such name: what loads a model says so
+        return False
 
 
 def has_tokenizer(name: str, revision: str | None = None) -> bool:
@@ -259,7 +271,7 @@ def files_fingerprint(name: str, revision: str | None = None) -> str:
 
     The hub's commit, or for a folder a hash of its files: whole up to `HASHED_WHOLE` bytes, of a larger file its size
     and 4,096 blocks of 64 KiB spread evenly, among them both ends. Training changes far more than lies between two.
-    Not in it: hidden files, sub-folders, `.md` files, and the automatic indicator.
+    In it is what a model is made of, so not what a run of ours writes into its folder.
 
     Raises:
         InputError: there is no such model, or a file of it can't be read.
@@ -275,27 +287,3 @@ def _commit(name: str, revision: str | None) -> str:
         load_config(name, revision)  # says what is wrong
         raise InputError(f"model {name!r} has no commit by which it could be recognised; pass a folder")
     return commit
-
-
-def folder_hash(folder: Path, pattern: str = _ALL) -> str:
-    digest = hashlib.sha256()
-    try:
-        for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
-            if not re.fullmatch(pattern, path.name):
-                continue
-            size = path.stat().st_size
-            digest.update(f"{path.name}\0{size}\0".encode(errors="surrogateescape"))
-            with path.open("rb") as file:
-                for start, length in _blocks(size):
-                    file.seek(start)
-                    digest.update(file.read(length))
-    except OSError as error:
-        raise InputError(f"can't read {error.filename or folder}: {error.strerror}; restore the model") from error
-    return f"sha256:{digest.hexdigest()[:32]}"
-
-
-def _blocks(size: int) -> Iterable[tuple[int, int]]:
-    """Where to read, and how many bytes."""
-    if size <= HASHED_WHOLE:
-        return ((start, 1 << 24) for start in range(0, size, 1 << 24))
-    return (((size - _BLOCK) * i // (_N_BLOCKS - 1), _BLOCK) for i in range(_N_BLOCKS))

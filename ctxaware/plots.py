@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ctxaware.runs.claim import refuse_foreign_file
 from ctxaware.runs.files import output_file
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 SEQUENTIAL = "cividis"  # even in lightness, made for colour-vision deficiency
 CATEGORICAL = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")  # Okabe and Ito's
 INK = "#111111"  # on colours; plain black is a theme's text colour in a report
+PNG_MARK = "Matplotlib"  # what draws a PNG stands in it
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -41,13 +43,15 @@ def save(figure: Figure, path: Path) -> Path:
     """Write a PNG or an SVG, as the name ends, and return its path.
 
     Raises:
-        InputError: the place can't be written to.
+        InputError: the place can't be written to, or holds a PNG that was not drawn like this.
     """
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):  # names of models and data are no formulas, whatever they hold
         text.set_parse_math(False)
         text.set_usetex(False)
+    if path.suffix != ".svg":
+        refuse_foreign_file(path, PNG_MARK)
     with output_file(path) as unfinished:
         if path.suffix == ".svg":  # nothing behind the picture, and no date in it
             figure.savefig(unfinished, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

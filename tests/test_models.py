@@ -5,10 +5,17 @@ import pytest
 import torch
 from support import tiny
 
-from ctxaware import models
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import add_indicator
-from ctxaware.models import load_config, load_model, load_tokenizer, model_fingerprint
+from ctxaware.models import (
+    check_checkpoint,
+    load_adapter,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_fingerprint,
+)
+from ctxaware.runs import model_folder
 
 
 @pytest.fixture
@@ -54,6 +61,29 @@ def test_an_adapter_without_its_base_is_named(adapter):
         load_model(str(folder), None, torch.float32, "cpu")
     with pytest.raises(InputError, match=r"can't load model '.*base'"):
         load_config(str(folder))
+
+
+def test_an_adapter_on_an_adapter_is_refused_by_whoever_loads_it(adapter, tmp_path):
+    _, lower, base, _ = adapter
+    upper = shutil.copytree(lower, tmp_path / "upper")
+    config = json.loads((upper / "adapter_config.json").read_text())
+    (upper / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(lower)}))
+    model = load_model(str(base), None, torch.float32, "cpu")
+    for load in (
+        lambda: load_model(str(upper), None, torch.float32, "cpu"),
+        lambda: load_config(str(upper)),
+        lambda: check_checkpoint(str(upper)),
+        lambda: load_adapter(model, str(upper)),
+        lambda: model_fingerprint(str(upper)),
+    ):
+        with pytest.raises(InputError, match=r"is an adapter on another adapter, '.*adapter', .*; merge that into its"):
+            load()
+    pytest.importorskip("lm_eval")
+    from ctxaware.harness.model import ContextLM
+
+    for pretrained, peft in ((base, upper), (lower, lower)):
+        with pytest.raises(InputError, match=r"adapter.*would be left out; merge"):
+            ContextLM(str(pretrained), peft=str(peft), device="cpu")
 
 
 CODE = "from pathlib import Path\nPath({marker!r}).touch()\n"
@@ -171,13 +201,13 @@ def test_a_fingerprint_notices_a_change_at_any_place_of_the_weights(tmp_path, mo
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
     if not whole:  # tiny blocks of a file that counts as large
-        monkeypatch.setattr(models, "HASHED_WHOLE", 1000)
-        monkeypatch.setattr(models, "_BLOCK", 16)
+        monkeypatch.setattr(model_folder, "HASHED_WHOLE", 1000)
+        monkeypatch.setattr(model_folder, "_BLOCK", 16)
     before = model_fingerprint(str(folder))
     assert model_fingerprint(str(folder)) == before
     (folder / "README.md").write_text("a card")
     assert model_fingerprint(str(folder)) == before
-    changed = 1 if whole else 2 * len(content) // models._N_BLOCKS
+    changed = 1 if whole else 2 * len(content) // model_folder._N_BLOCKS
     for at in (0, len(content) // 3, len(content) // 2, len(content) - changed):
         bad = bytes(255 - b for b in content[at : at + changed])
         weights.write_bytes(content[:at] + bad + content[at + changed :])
@@ -186,6 +216,26 @@ def test_a_fingerprint_notices_a_change_at_any_place_of_the_weights(tmp_path, mo
     assert model_fingerprint(str(folder)) == before
     reconfigure(folder, rms_norm_eps=1e-3)
     assert model_fingerprint(str(folder)) != before
+
+
+MADE_OF = {
+    **{"model-00001-of-00002.safetensors": True, "model.safetensors.index.json": True, "pytorch_model.bin": True},
+    **{"generation_config.json": True, "adapter_config.json": True, "adapter_model.safetensors": True},
+    **{"tokenizer.json": True, "tokenizer.model": True, "special_tokens_map.json": True, "vocab.txt": True},
+    **{"merges.txt": True, "vocab.json": True, "added_tokens.json": True, "chat_template.jinja": True},
+    **{"chat_template.json": True, "modeling_own.py": True, "scores.parquet": False, "heads.json": False},
+    **{"run.json": False, "lock": False, "heads.png": False, "auto_indicator.json": False, "README.md": False},
+    **{"auto_indicator.safetensors": False, "training_args.bin": False, "gap.json": False, "notes.txt": False},
+}
+
+
+@pytest.mark.parametrize("name", MADE_OF)
+def test_a_fingerprint_is_of_what_a_model_is_made_of(tmp_path, name):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_text("before")
+    before = model_folder.folder_hash(tmp_path)
+    (tmp_path / name).write_text("after")
+    assert (model_folder.folder_hash(tmp_path) != before) == MADE_OF[name]
 
 
 def test_a_fingerprint_of_an_adapter_notices_a_change_of_its_base(adapter):

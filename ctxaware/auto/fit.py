@@ -5,6 +5,7 @@ a probe and a calibration that were fitted on the others. What is saved is fitte
 """
 
 import functools
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,13 @@ class Turns:
     scores: np.ndarray
     conversations: np.ndarray
     left_out: Counter = field(default_factory=Counter)
+
+    def sha256(self) -> str:
+        """What identifies the prompts, to the token."""
+        digest = hashlib.sha256()
+        for fork in self.forks:
+            digest.update(repr(fork).encode())
+        return digest.hexdigest()
 
 
 def labelled_turns(

@@ -12,6 +12,7 @@ import numpy as np
 
 from ctxaware.auto.calibration import Calibration
 from ctxaware.auto.fork import Fork, earlier_marks, fork_messages
+from ctxaware.auto.in_memory import check_in_memory
 from ctxaware.auto.methods import METHODS, PROBE, Head, Method, Probe, Slot, look
 from ctxaware.auto.weights import weights_fingerprint
 from ctxaware.errors import InputError
@@ -264,12 +265,14 @@ def beside(model: Any, tokenizer: Any) -> AutoIndicator:
     """The automatic indicator in the folder that the tokenizer or the model was loaded from.
 
     Raises:
-        InputError: there is none, or it is of other weights.
+        InputError: there is none, or it is of other weights: than those in the folder, or than the model's.
     """
     names = dict.fromkeys(str(name) for name in (tokenizer.name_or_path, getattr(model, "name_or_path", "")) if name)
     for name in names:
         if file_of(name, FILE, None):
-            return load_auto_indicator(name)
+            indicator = load_auto_indicator(name)
+            check_in_memory(model, name)
+            return indicator
     raise InputError(
         f"no {FILE} beside {' or '.join(names) or 'this model'}; make it with ctxaware auto fit, or pass the one of "
         "ctxaware.load_auto_indicator"

@@ -73,6 +73,7 @@ def fit_model(
     dtype, fingerprint = choose_dtype(run.dtype, device), weights_fingerprint(run.model, run.revision)
     model = load_model(run.model, run.revision, dtype, device)
     read_by = {"layers": layers, "dtype": str(dtype), "device": device.type, "fingerprint": fingerprint}
+    read_by["prompts"] = turns.sha256()  # by tokenizer and chat template, which are no part of the weights
     configuration = {**asdict(run), "out": None, **read_by, **provenance, "versions": versions()}
     with (
         kept_beside(run.out, configuration) as keep,

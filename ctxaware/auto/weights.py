@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from ctxaware.errors import InputError
-from ctxaware.models import adapter_of, file_of, folder_hash, load_config
+from ctxaware.models import adapter_of, file_of, load_config
+from ctxaware.runs.model_folder import folder_hash
 
 _WEIGHTS = r"(?!auto_indicator\.)(.*\.safetensors|.*\.bin|(adapter_)?config\.json)"
 
@@ -29,6 +30,15 @@ def weights_fingerprint(
         return own
     below = (base, base_revision) if base else (adapter.base_model_name_or_path, adapter.revision)
     return f"{own} on {weights_fingerprint(*below)}"
+
+
+def weight_files(name: str, revision: str | None = None) -> list[Path]:
+    """Where the safetensors files of a model or an adapter lie on this machine; none where its weights are pickles."""
+    files = "adapter_model.safetensors" if adapter_of(name, revision) else "model.safetensors"
+    names = [files]
+    if index := file_of(name, f"{files}.index.json", revision):
+        names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
+    return [Path(file) for each in names if (file := file_of(name, each, revision))]
 
 
 def _snapshot(name: str, revision: str | None, is_adapter: bool) -> Path:

@@ -24,7 +24,7 @@ from ctxaware.harness.auto import AutoMixin, longest_start
 from ctxaware.harness.hf import PrefixReuseLM
 from ctxaware.harness.internals import one_line_in_lm_eval
 from ctxaware.harness.steering import SteeringMixin
-from ctxaware.models import check_checkpoint, check_finite
+from ctxaware.models import adapter_of, check_checkpoint, check_finite, is_adapter
 
 _DEFAULT_DEVICE = "cuda:0"  # what `lm_eval` passes where nobody named a device, also without a GPU
 # arguments with which the harness loads something else than the files of `pretrained`
@@ -56,6 +56,11 @@ class ContextLM(AutoMixin, SteeringMixin, PrefixReuseLM):
                 choose_device(device)
             if isinstance(name, str) and not _LOADED_OTHERWISE & {key for key, value in kwargs.items() if value}:
                 check_checkpoint(name, kwargs.get("revision"))
+            if (peft := kwargs.get("peft")) and adapter_of(peft) and is_adapter(str(name), kwargs.get("revision")):
+                raise InputError(
+                    f"pretrained={name} is an adapter too, which would be left out; merge it into its base "
+                    "(PEFT's merge_and_unload), save the model, and pass its folder as pretrained"
+                )
             super().__init__(*args, **kwargs)
             if isinstance(name, str):
                 self._check_device(device)

@@ -11,10 +11,11 @@ from ctxaware.errors import InputError
 from ctxaware.indicator.marking import ALWAYS, MODES, NEVER
 from ctxaware.mt_bench.calls import CallFailed, Reply
 from ctxaware.mt_bench.endpoint import EndpointSettings
-from ctxaware.mt_bench.fastchat import load_bench, load_fastchat
+from ctxaware.mt_bench.fastchat import QUESTIONS, load_bench, load_fastchat
 from ctxaware.mt_bench.protocol import MAX_NEW_TOKENS, temperature_of
 from ctxaware.mt_bench.rows import answer_key
-from ctxaware.mt_bench.store import Layout, Outcome, append_row, claimed_rows
+from ctxaware.mt_bench.store import Layout, Outcome, append_row, claimed_rows, manifest_path
+from ctxaware.runs.claim import CONFIGURATION, read_manifest
 from ctxaware.runs.versions import versions
 
 if TYPE_CHECKING:
@@ -111,6 +112,29 @@ def answer(run: AnswerRun, on_progress: Callable[[int, int], None] = lambda done
 
         stopped = source.answer_all(missing, done)
     return Outcome(len(log.rows), len(bench.questions), n_new, n_failed, stopped, path, layout.failures(path))
+
+
+def configuration_of(path: Path, data: dict[str, str]) -> dict[str, Any]:
+    """How answers were made, by their manifest; empty where they came from elsewhere, without one.
+
+    Args:
+        path: the answers.
+        data: SHA-256 of each file of the data that they are judged with.
+
+    Raises:
+        InputError: they answer other questions than these, or the manifest is damaged.
+    """
+    manifest = read_manifest(manifest_path(path), path)
+    if manifest is None:
+        return {}
+    configuration: dict[str, Any] = manifest[CONFIGURATION]
+    answered = configuration.get("data")
+    if not isinstance(answered, dict) or answered.get(QUESTIONS) != data.get(QUESTIONS):
+        raise InputError(
+            f"{path} answers other questions than those that it is judged by: {QUESTIONS} has changed; restore that "
+            "file, or answer and judge its questions in another folder"
+        )
+    return configuration
 
 
 def _row(model_id: str, question: dict[str, Any], replies: list[Reply]) -> dict[str, Any]:

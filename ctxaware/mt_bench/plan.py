@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ctxaware.errors import InputError
+from ctxaware.mt_bench.answers import configuration_of
 from ctxaware.mt_bench.fastchat import Bench, judging_through, load_bench, load_fastchat, read_answers
 from ctxaware.mt_bench.rows import JudgmentKey, judgment_key
 from ctxaware.mt_bench.store import Layout, read_keyed
@@ -47,12 +48,14 @@ def make_plan(
         model_ids: models to judge; None for all that have answers.
 
     Raises:
-        InputError: an answer, a model or a reference answer is missing.
+        InputError: an answer, a model or a reference answer is missing, or answers are to other questions.
     """
     files = {path.stem: path for path in sorted(layout.answer_dir.glob("*.jsonl"))}
     models = list(dict.fromkeys(model_ids or files))
     if not models:
         raise InputError(f"{layout.answer_dir} has no answers; run ctxaware mt-bench answer first")
+    for model in files.keys() & models:
+        configuration_of(files[model], bench.sha256)
     answers = {model: read_answers(files[model]) for model in models if model in files}
     references = {judge_model: bench.references}  # FastChat looks them up under the judge's name
     try:

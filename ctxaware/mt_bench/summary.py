@@ -8,13 +8,13 @@ from argparse import Namespace
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ctxaware import plots
 from ctxaware.errors import InputError
 from ctxaware.intervals import mean_interval
+from ctxaware.mt_bench.answers import configuration_of
 from ctxaware.mt_bench.fastchat import RELEASED_SHA256, load_fastchat
 from ctxaware.mt_bench.protocol import MAX_NEW_TOKENS
 from ctxaware.mt_bench.rows import failure_key, judgment_key
@@ -62,7 +62,7 @@ class Results:
         failures: kind of the last failure of each judgment that is missing, by (model, question id, turn).
 
     Raises:
-        InputError: no judgments, or not of these models.
+        InputError: no judgments, or not of these models, or of answers to other questions.
     """
 
     def __init__(self, out: str | Path, judge_model: str | None = None, model_ids: list[str] | None = None):
@@ -92,7 +92,8 @@ class Results:
         self.failures = {
             key: row["kind"] for key, row in failures.items() if key not in self.rows and key[0] in self.models
         }
-        self._answer_limits = {model: _answer_limit(layout, model) for model in self.models}
+        made = {m: configuration_of(layout.answer_dir / f"{m}.jsonl", self._data) for m in self.models}
+        self._answer_limits = {model: of.get("max_new_tokens", MAX_NEW_TOKENS) for model, of in made.items()}
 
     @property
     def n_expected(self) -> int:
@@ -180,13 +181,6 @@ class Results:
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 fastchat.display_result_single(arguments)
         return printed.getvalue().replace(str(whole), str(self.path))
-
-
-def _answer_limit(layout: Layout, model: str) -> Any:
-    """The limit on new tokens under which a model answered; FastChat's where its answers came from elsewhere."""
-    path = layout.answer_dir / f"{model}.jsonl"
-    manifest = read_manifest(manifest_path(path), path)
-    return MAX_NEW_TOKENS if manifest is None else manifest[CONFIGURATION].get("max_new_tokens", MAX_NEW_TOKENS)
 
 
 def _only_judge(layout: Layout) -> Path:

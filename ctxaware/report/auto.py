@@ -4,7 +4,6 @@ The answers of each kind and way of marking stand in a file of their own, so tha
 """
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from ctxaware.intervals import DIFFERENCE, Difference, Interval, mean_interval
 from ctxaware.report.collect import AUTO as FILE
 from ctxaware.report.evaluation import check_batch_size, refuse_own_arguments
 from ctxaware.report.tables import Cell, Table
-from ctxaware.runs.claim import RUN, claim, locked
+from ctxaware.runs.claim import RUN, claim, locked, refuse_foreign_folder
 from ctxaware.runs.files import output_file, write_json, write_text
 from ctxaware.runs.progress import progress_bar
 from ctxaware.runs.secrets import redacted
@@ -28,6 +27,7 @@ NEEDED = (NEEDLES, READING)  # kinds whose answer stands in the context
 _NEUTRAL = {key: value for key, value in NEUTRAL_GENERATION.items() if key != "min_length"}  # beside min_new_tokens
 _ANSWER = {"cluster": str, "category": str, "answer": str, "score": Maybe(NUMBER)}
 _COST = {"tokens": {"asked": int, "computed": int}}
+MARKDOWN = "auto_evaluation.md"
 MIN_GAIN = 0.05  # of always over never, under which its share is not a figure worth telling
 
 
@@ -72,6 +72,7 @@ def evaluate(run: AutoRun) -> dict[str, Any]:
 
     check_batch_size(run.batch_size)
     refuse_own_arguments(run.model_args, "indicator")
+    refuse_foreign_folder(run.out, (FILE, MARKDOWN))
     with locked(run.out / "lock", run.out):
         threshold = run.model_args.get("indicator_threshold")
         arguments = {key: value for key, value in run.model_args.items() if key != "indicator_threshold"}
@@ -87,25 +88,25 @@ def evaluate(run: AutoRun) -> dict[str, Any]:
             "batch_size": run.batch_size,
         }
         claim(run.out / RUN, configuration, run.out)
-        kinds = [kind for kind in KINDS if any(prompt.kind == kind for prompt in prompts)]
+        of_kind = {kind: [prompt for prompt in prompts if prompt.kind == kind] for kind in KINDS}
+        kinds = [kind for kind in KINDS if of_kind[kind]]
         with progress_bar("answering", len(MODES) * len(prompts)) as advance:
             for mode in MODES:
                 lm.mark(mode)
                 for kind in kinds:
-                    chosen = [prompt for prompt in prompts if prompt.kind == kind]
+                    chosen = of_kind[kind]
                     path = _path(run.out, mode, kind)
-                    if not path.is_file() or _read(path, len(chosen)) is None:
+                    if _read(path, chosen) is None:
                         _answer(lm, chosen, path)
                     advance(len(chosen))
-        n_of = Counter(prompt.kind for prompt in prompts)
-        rows = {mode: {kind: _read(_path(run.out, mode, kind), n_of[kind]) or [] for kind in kinds} for mode in MODES}
+        rows = {mode: {k: _read(_path(run.out, mode, k), of_kind[k]) or [] for k in kinds} for mode in MODES}
         result = {
             "configuration": configuration,
             "kinds": [_kind(kind, {mode: rows[mode][kind] for mode in MODES}) for kind in kinds],
             "tokens": {mode: _tokens(rows[mode]) for mode in MODES},
         }
         write_json(run.out / FILE, result)
-        write_text(run.out / "auto_evaluation.md", markdown(result))
+        write_text(run.out / MARKDOWN, markdown(result))
     return result
 
 
@@ -138,23 +139,33 @@ def _answer(lm: Any, prompts: Sequence[AutoPrompt], path: Path) -> None:
     tokens = {key: lm.n_prompt_tokens[key] - before[key] for key in before}
     rows: list[dict[str, Any]] = []
     for prompt, text, answer in zip(prompts, texts, answers, strict=True):
-        score = None if prompt.score is None else prompt.score(answer)
         p, is_marked = lm.decision(text)
-        row = {"cluster": prompt.cluster, "category": prompt.category, "answer": answer, "score": score}
-        rows.append({**row, "indicator_probability": p, "indicator": is_marked})
+        rows.append({**_judged(prompt, answer), "indicator_probability": p, "indicator": is_marked})
     with output_file(path) as beside:
         beside.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"tokens": tokens}]), encoding="utf-8")
 
 
-def _read(path: Path, n: int) -> list[dict[str, Any]] | None:
-    """The rows of so many prompts and what they cost, as `_answer` wrote them; None where they are not whole."""
+def _judged(prompt: AutoPrompt, answer: str) -> dict[str, Any]:
+    """An answer with what the figures need of it."""
+    score = None if prompt.score is None else prompt.score(answer)
+    return {"cluster": prompt.cluster, "category": prompt.category, "answer": answer, "score": score}
+
+
+def _read(path: Path, prompts: Sequence[AutoPrompt]) -> list[dict[str, Any]] | None:
+    """The rows of these prompts and what they cost, as `_answer` wrote them.
+
+    None where they are not whole, or were scored by other right answers or sorted otherwise than today.
+    """
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         check_shape(rows[:-1], [_ANSWER], str(path))
         check_shape(rows[-1], _COST, str(path))
     except (OSError, ValueError, IndexError, RecursionError):  # an `InputError` is a ValueError
         return None
-    return rows if len(rows) == n + 1 else None
+    if len(rows) != len(prompts) + 1:
+        return None
+    as_today = (row.items() >= _judged(p, row["answer"]).items() for p, row in zip(prompts, rows, strict=False))
+    return rows if all(as_today) else None
 
 
 def _tokens(by_kind: dict[str, list[dict]]) -> dict[str, int]:

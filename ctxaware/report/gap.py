@@ -24,7 +24,7 @@ from ctxaware.report.evaluation import (
 )
 from ctxaware.report.samples import TaskRun, cluster
 from ctxaware.report.tables import Table, mean_score
-from ctxaware.runs.claim import LOCK, RUN, claim, locked
+from ctxaware.runs.claim import LOCK, RUN, claim, locked, refuse_foreign_folder
 from ctxaware.runs.files import write_text
 from ctxaware.runs.secrets import redacted
 
@@ -134,6 +134,7 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("ctxaware gap runs in one process; start it without a launcher, or use the back end vllm")
+    refuse_foreign_folder(out, ("gap.md", "gap.json", "gap.png"))
     with locked(out / LOCK, out):
         claim(out / RUN, _configuration(plan), out, grows=("models", "weights"))
         todo = list(plan.runs(out))

@@ -25,8 +25,8 @@ from ctxaware.harness.needles import load_needle
 from ctxaware.harness.prompts import PROMPT_TEMPLATES, render_prompt, tokenize_prompt
 from ctxaware.harness.settings import NeedleSettings
 from ctxaware.models import load_config, load_model, load_tokenizer, model_fingerprint
-from ctxaware.plots import layer_head_map
-from ctxaware.runs.claim import locked
+from ctxaware.plots import PNG_MARK, layer_head_map
+from ctxaware.runs.claim import locked, refuse_foreign_file
 from ctxaware.runs.files import remove_unfinished, write_json
 from ctxaware.runs.progress import progress_bar
 
@@ -128,6 +128,8 @@ def find_heads(name: str, settings: NeedleSettings, dtype: str, out: Path) -> di
 
     if out.is_dir() or out.suffix == ".png":
         raise InputError(f"{out} is {'a folder' if out.is_dir() else 'a picture'}; pass a JSON file, as heads.json")
+    refuse_foreign_file(out, '"retrieval_heads"')
+    refuse_foreign_file(out.with_suffix(".png"), PNG_MARK)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(name)
     window = getattr(load_config(name).get_text_config(decoder=True), "max_position_embeddings", None)

@@ -25,7 +25,7 @@ from ctxaware.report.evaluation import (
 )
 from ctxaware.report.samples import TaskRun
 from ctxaware.report.tables import Table, mean_score, table_1
-from ctxaware.runs.claim import LOCK, RUN, claim, locked
+from ctxaware.runs.claim import LOCK, RUN, claim, locked, refuse_foreign_folder
 from ctxaware.runs.files import user_path, write_json, write_text
 from ctxaware.runs.secrets import redacted
 
@@ -195,6 +195,7 @@ def run(plan: Plan, out: Path) -> Result:
     tokenizer = load_tokenizer(plan.arguments, "ctxaware steer")
     if tokenizer is None or not tokenizer.chat_template:
         raise InputError(f"{plan.model} has no chat template, so no user message to steer to; pass a chat model")
+    refuse_foreign_folder(out, ("steer.md", "steer.json", "recall.png"))
     with locked(out / LOCK, out):
         claim(out / RUN, plan.configuration(), out)
         return _run(plan, _Runner(plan, out))

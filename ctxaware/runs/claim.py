@@ -173,6 +173,21 @@ def refuse_foreign_file(file: Path, mark: str) -> None:
         raise InputError(f"{file} is there and ctxaware did not write it; choose another output")
 
 
+def refuse_foreign_folder(folder: Path, names: Iterable[str]) -> None:
+    """Refuse to write over files of somebody else's in a folder that no run of ours has claimed.
+
+    Args:
+        folder: the output, whose manifest is `RUN`.
+        names: of files that would be written there after the claim.
+
+    Raises:
+        InputError: one of them is there without a manifest.
+    """
+    there = [folder / name for name in names if (folder / name).exists()]
+    if there and not (folder / RUN).exists():
+        raise InputError(f"{there[0]} is there and ctxaware did not write it; choose another output")
+
+
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= _SHORT else text[: _SHORT - 3] + "..."

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import INDICATOR, add_indicator
-from ctxaware.models import load_config, load_tokenizer, model_fingerprint
+from ctxaware.models import is_adapter, load_config, load_tokenizer, model_fingerprint
 from ctxaware.runs.claim import CONFIGURATION, describe_difference, locked, read_manifest, write_manifest
 from ctxaware.runs.files import whole_folder
 from ctxaware.runs.processes import on_main, whole_models
@@ -41,7 +41,7 @@ def prepare_base(
 ) -> Path:
     """Save a base model with the template and `[IND]`, whose new row is the exact mean of the old ones.
 
-    A base that has the token already is its own prepared base. One that `out` holds already is used again.
+    A base that has the token already is its own prepared base; an adapter is merged. What `out` holds is used again.
 
     Args:
         name: hub name or folder of the base.
@@ -64,7 +64,8 @@ def prepare_base(
     tokenizer = training_tokenizer(name, revision, template)
     config = load_config(name, revision)
     untied = untied and config.get_text_config().tie_word_embeddings
-    if INDICATOR in tokenizer.get_vocab() and Path(name).is_dir() and not untied:
+    is_whole = Path(name).is_dir() and not is_adapter(name)
+    if INDICATOR in tokenizer.get_vocab() and is_whole and not untied:
         return Path(name).resolve()
     configuration = {
         "base": name,

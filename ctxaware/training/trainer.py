@@ -10,7 +10,7 @@ from trl import SFTTrainer, get_peft_config, get_quantization_config
 
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import INDICATOR, indicator_id
-from ctxaware.models import check_checkpoint, check_rows, load_config
+from ctxaware.models import check_checkpoint, check_rows, is_adapter, load_config
 from ctxaware.runs.processes import is_sharded, whole_models
 from ctxaware.training.arguments import Arguments
 from ctxaware.training.card import ProvenanceTrainer
@@ -29,6 +29,12 @@ def build_trainer(arguments: Arguments, base: str, tokenizer: PreTrainedTokenize
     }
     revision = training.model_init_kwargs["revision"]
     check_checkpoint(base, revision)  # TRL would train layers that the files lack from random weights
+    if is_adapter(base, revision):
+        raise InputError(
+            f"{base} is an adapter, and training on it would make an adapter on an adapter; merge it into its base "
+            "(PEFT's merge_and_unload), save the model",
+            "pass its folder as {model_name_or_path}",
+        )
     training.assistant_only_loss = False  # the labels say it already; TRL would ask for messages
     peft_config = get_peft_config(model)
     if peft_config is not None and INDICATOR in tokenizer.get_vocab():

@@ -1,5 +1,8 @@
 """What is read of a prompt: the plain formula's odds, the model's own hidden states; and what is decided by it."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +25,7 @@ from ctxaware.auto.methods import Slot
 from ctxaware.errors import InputError
 from ctxaware.indicator.marking import append_indicator, mark_messages
 from ctxaware.indicator.token import indicator_id
+from ctxaware.models import load_adapter, load_model, load_tokenizer
 
 ARCHITECTURES = [
     "llama, grouped heads",
@@ -225,3 +229,64 @@ def test_a_probe_needs_no_indicator_in_the_tokenizer_to_see_but_to_mark():
     assert 0 < auto.probability(model, tokenizer, PROMPTS[0], indicator.with_threshold(1)) < 1
     with pytest.raises(InputError, match=r"has no single \[IND\] token"):
         with_indicator(model, tokenizer, PROMPTS[0], indicator.with_threshold(0))
+
+
+def decided(model, tokenizer):
+    return auto.probability(model, tokenizer, PROMPTS[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_in_memory_has_to_be_the_one_of_the_files(tmp_path, dtype, tied):
+    tokenizer = tokenizer_with_indicator()
+    folder = tmp_path / "model"
+    model = model_for(tokenizer)
+    model.config.tie_word_embeddings = tied
+    type(model)(model.config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    save_indicator(folder, tokenizer)
+    tokenizer = load_tokenizer(str(folder))
+    own = load_model(str(folder), None, dtype, "cpu")
+    assert 0 <= decided(own, tokenizer) <= 1
+    assert 0 <= decided(own.float(), tokenizer) <= 1
+    model.config.num_hidden_layers -= 1
+    for other in (model, type(model)(model.config)):  # of other weights, and of fewer layers
+        with pytest.raises(InputError, match=r"is not that of .*model, .* has other weights, as ") as refused:
+            decided(other.eval(), tokenizer)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_s_indicator_belongs_to_base_and_adapter_together(tmp_path, dtype):
+    peft = pytest.importorskip("peft")
+    tokenizer = tokenizer_with_indicator()
+    base, folder = save_model(tmp_path / "base", tokenizer), str(tmp_path / "adapter")
+    settings = peft.LoraConfig(
+        target_modules=["q_proj"],
+        init_lora_weights=False,
+        trainable_token_indices={"embed_tokens": [indicator_id(tokenizer)]},
+    )
+    peft.get_peft_model(load_model(str(base), None, "float32", "cpu"), settings).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    save_indicator(tmp_path / "adapter", tokenizer)
+    tokenizer = load_tokenizer(folder)
+    bare = load_model(str(base), None, dtype, "cpu")
+    with pytest.raises(InputError, match="it is without its adapter"):
+        decided(bare, tokenizer)
+    assert 0 <= decided(load_model(folder, None, dtype, "cpu"), tokenizer) <= 1
+    other = peft.get_peft_model(load_model(str(base), None, dtype, "cpu"), settings)
+    with pytest.raises(InputError, match="the adapter on it is another one"):
+        decided(other.eval(), tokenizer)
+    assert 0 <= decided(load_adapter(bare, folder), tokenizer) <= 1
+    elsewhere = model_for(tokenizer)
+    with torch.no_grad():
+        for weight in elsewhere.parameters():
+            weight += 0.1
+    with pytest.raises(InputError, match="it has other weights"):
+        decided(load_adapter(elsewhere, folder), tokenizer)
+
+
+def test_the_package_is_there_after_a_plain_import():
+    code = "import ctxaware, sys; print('torch' in sys.modules, callable(ctxaware.auto.probability))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["False", "True"]

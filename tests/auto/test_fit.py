@@ -13,7 +13,8 @@ from ctxaware.auto import fit as fitting
 from ctxaware.auto.calibration import Calibration, auroc, error_by_chance, fit_calibration, reliability
 from ctxaware.auto.fit import fit, labelled_turns, measure
 from ctxaware.auto.fork import fork_messages
-from ctxaware.auto.kept import kept_beside
+from ctxaware.auto.kept import Kept, kept_beside
+from ctxaware.auto.run import FitRun, fit_model
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import indicator_id
 
@@ -256,6 +257,27 @@ def test_an_interrupted_fit_goes_on_and_gives_the_same_to_the_bit(tmp_path, mode
     files = [sorted((tmp_path / name).iterdir()) for name in ("a", "b")]
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
     assert its_quality.to_json() == quality.to_json()
+
+
+def test_what_was_read_with_another_chat_template_is_not_taken_up(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(fitting, "CHUNK", 16)
+    folder = save_model(tmp_path / "model", tokenizer)
+    run = FitRun(str(folder), tmp_path / "out", "probe", 0.6, layer="1")
+    keep = Kept.__call__
+
+    def killed(self, number, read):
+        if number == 1:
+            raise KeyboardInterrupt
+        return keep(self, number, read)
+
+    monkeypatch.setattr(Kept, "__call__", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fit_model(run, scored(), {})
+    monkeypatch.setattr(Kept, "__call__", keep)
+    template = folder / "chat_template.jinja"
+    template.write_text("{{ '' }}Now! " + template.read_text())
+    with pytest.raises(InputError, match=r"holds a run with prompts \w+\.* \(now \w+"):
+        fit_model(run, scored(), {})
 
 
 def test_the_error_of_right_probabilities_is_what_chance_makes_of_it():

@@ -348,15 +348,16 @@ def test_a_judge_s_prompt_that_fastchat_would_fail_on_after_the_call_is_refused(
 
 
 def test_answers_that_are_cut_off_are_made_again(tmp_path):
+    from ctxaware.harness.auto_prompts import MT_BENCH, AutoPrompt
     from ctxaware.report.auto import _read
 
-    path = tmp_path / "a.jsonl"
+    path, prompt = tmp_path / "a.jsonl", AutoPrompt(MT_BENCH, "a", "text", 5)
     row = {"cluster": "a", "category": "", "answer": "b", "score": None}
     path.write_text(f"{json.dumps(row)}\n{json.dumps({'tokens': {'asked': 1, 'computed': 1}})}\n")
-    assert len(_read(path, 1)) == 2
-    assert _read(path, 2) is None
+    assert len(_read(path, [prompt])) == 2
+    assert _read(path, [prompt] * 2) is None
     path.write_bytes(path.read_bytes()[:-10])
-    assert _read(path, 1) is None
+    assert _read(path, [prompt]) is None
 
 
 def test_a_run_that_is_taken_over_leaves_nothing_of_the_one_before(tmp_path):
@@ -467,6 +468,37 @@ def test_a_folder_whose_statistics_or_lock_are_not_ours_stays(tmp_path, chats):
     (failed / "conversations.jsonl").write_text("mine")
     assert "which this command did not write" in refusal(*words, failed)
     assert (failed / "conversations.jsonl").read_text() == "mine"
+
+
+RUNS = [
+    ("gap --instruct", "gap.md", ""),
+    ("steer --instruct", "steer.json", ""),
+    ("attention --instruct", "attention.md", ""),
+    ("auto evaluate --model", "auto_evaluation.md", ""),
+    ("heads", "notes.json", "notes.json"),
+    ("heads", "notes.png", "notes.json"),
+]
+
+
+@pytest.mark.parametrize(("words", "name", "out"), RUNS)
+def test_a_run_does_not_write_over_somebody_s_file(tmp_path, model, words, name, out):
+    mine = tmp_path / "docs" / name
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    settings = ("--grid", "2x2", "--max-context-length", "500", "--source", "builtin")
+    said = refusal(*words.split(), model, "--out", mine.parent / out, *settings)
+    assert f"{name} is there and ctxaware did not write it" in said
+    assert [path.name for path in mine.parent.iterdir()] == [name]
+    assert mine.read_text() == "mine"
+
+
+def test_a_picture_is_not_drawn_over_somebody_s(tmp_path):
+    path = tmp_path / "a.png"
+    for _ in range(2):
+        plots.save(plots.new_figure(2, 2)[0], path)
+    path.write_bytes(b"\x89PNG of mine")
+    with pytest.raises(InputError, match=r"a\.png is there and ctxaware did not write it"):
+        plots.save(plots.new_figure(2, 2)[0], path)
 
 
 def test_a_verdict_is_not_written_over_somebody_s_file(tmp_path):

@@ -286,9 +286,10 @@ def auto_indicator(path):
 
 
 def auto_answers(path):
+    from ctxaware.harness.auto_prompts import READING, AutoPrompt
     from ctxaware.report.auto import _read
 
-    _read(path, 1)
+    _read(path, [AutoPrompt(READING, "a", "text", 5, score=lambda answer: float("b" in answer))])
 
 
 def auto_questions(path):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,24 @@ def test_a_file_that_is_not_ours_is_refused_and_stays_as_it_is(answer, server, o
     assert f"{path} is there but no m.manifest.json" in refusal(answer())
     assert path.read_bytes() == content
     assert server.bodies == []
+
+
+def test_answers_are_not_judged_or_shown_by_questions_that_changed_since(answer, judge, command, server, data_dir, out):
+    write_answers(out, "fastchats")  # without a manifest nothing says what they answer
+    assert (answer().exit_code, judge().exit_code, command("show", out).exit_code) == (0, 0, 0)
+    shutil.rmtree(out / "model_judgment")
+    changed = {**QUESTIONS[0], "category": "stem", "turns": ["Write one line about the desert.", "Now in prose."]}
+    write_jsonl(data_dir / "mt_bench" / "question.jsonl", [changed, *QUESTIONS[1:]])
+    server.forget()
+    for refused in (judge(), judge("--dry-run")):
+        assert "m.jsonl answers other questions" in refusal(refused)
+    assert server.bodies == []
+    assert judge("--model-id", "fastchats").exit_code == 0
+    manifest = out / "model_judgment" / "judge_single.manifest.json"
+    stored = json.loads(manifest.read_text())
+    stored["configuration"]["answers"]["m"] = "as an earlier release judged them"
+    manifest.write_text(json.dumps(stored))
+    assert "m.jsonl answers other questions" in refusal(command("show", out))
 
 
 @pytest.mark.parametrize("torn", [False, True])

@@ -123,6 +123,16 @@ def test_an_interrupted_evaluation_goes_on_and_another_is_refused(folder, tmp_pa
         evaluate(run_of(folder, tmp_path / "out", questions, limit=3))
 
 
+def test_answers_get_new_scores_where_others_are_right_now(folder, tmp_path, questions, monkeypatch):
+    run = run_of(folder, tmp_path / "out", questions, limit=2)
+    evaluate(run)
+    for name in ("score_reading", "score_needle"):  # as other golds and keywords score
+        monkeypatch.setattr(auto_prompts_module, name, lambda doc, answers: {"score": 0.25})
+    kinds = {figures["kind"]: figures for figures in evaluate(run)["kinds"]}
+    assert {kinds[kind]["scores"]["never"]["mean"] for kind in (NEEDLES, READING, ALONE)} == {0.25}
+    assert {row["score"] for row in rows_of(run.out, "auto", READING)} == {0.25}
+
+
 def test_the_command_prints_the_table(folder, tmp_path, capsys, monkeypatch):
     from ctxaware.commands.app import main
 

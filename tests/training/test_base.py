@@ -38,6 +38,20 @@ def test_for_an_adapter_tied_embeddings_get_a_head_of_their_own(tmp_path):
     assert torch.equal(untied(ids).logits, tied(ids).logits)
 
 
+def test_an_adapter_is_merged_into_the_prepared_base_that_another_one_is_trained_on(tmp_path, model_folder):
+    peft = pytest.importorskip("peft")
+    prepared = prepare_base(str(model_folder), tmp_path / "prepared")
+    settings = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    lower = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(prepared), settings).eval()
+    lower.save_pretrained(tmp_path / "lower")
+    AutoTokenizer.from_pretrained(prepared).save_pretrained(tmp_path / "lower")
+    base = prepare_base(str(tmp_path / "lower"), tmp_path / "merged")
+    assert base == (tmp_path / "merged").resolve()
+    ids = torch.tensor([[5, 6, 7]])
+    merged = AutoModelForCausalLM.from_pretrained(base)
+    torch.testing.assert_close(merged(ids).logits, lower(ids).logits, atol=1e-5, rtol=0)
+
+
 def test_another_base_or_template_in_the_folder_is_refused(tmp_path, model_folder):
     prepare_base(str(model_folder), tmp_path / "prepared")
     with pytest.raises(

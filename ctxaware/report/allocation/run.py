@@ -20,6 +20,7 @@ from ctxaware.indicator.token import indicator_id
 from ctxaware.models import load_config, load_model, load_tokenizer, model_fingerprint
 from ctxaware.report.allocation import table
 from ctxaware.report.allocation.prompts import INDICATOR, PLAIN, TEMPLATE, Condition, grouped_prompt
+from ctxaware.runs.claim import refuse_foreign_folder
 from ctxaware.runs.files import sha256_of_json
 from ctxaware.runs.processes import on_main, process_state
 from ctxaware.runs.progress import progress_bar
@@ -99,6 +100,7 @@ def measure(run: AllocationRun) -> Path:
         InputError: an option is wrong, `run.out` belongs to another run, or the disk is full.
     """
     state = process_state()
+    on_main(state, lambda: refuse_foreign_folder(run.out, ("attention.parquet", "attention.json", "attention.md")))
     configuration = on_main(state, lambda: _configuration(run, state.device))
     with table.claimed(run.out, configuration, len(run.shards), state) as (digest, todo):
         if todo:
