@@ -13,7 +13,7 @@ from ctxaware.errors import InputError
 from ctxaware.intervals import DIFFERENCE, UNIT, BoundedMean, Difference, Interval, mean_of_tasks, t_interval
 from ctxaware.report.compare import PROMPTS, Pairs, pair
 from ctxaware.report.samples import TaskRun
-from ctxaware.report.tables import Cell, Run, Table, of_task, tasks_of, title_of, without_empty
+from ctxaware.report.tables import Cell, Run, Table, mixed_metrics, of_task, tasks_of, title_of, without_empty
 
 _SEED = re.compile(r", seed (\d+)")
 BySeed = Mapping[str | None, Run]  # of one model and condition; None where the name has no seed
@@ -87,6 +87,7 @@ def score_table(runs: Mapping[str, Run], ratings: Mapping[str, float | None] | N
     note = "Scores with 95% intervals by cluster."
     if any(row[-1] != 1 for row in rows):
         note = f"{note[:-1]}, each question's score being its mean over seeds."
+    note = " ".join([note, *mixed_metrics(runs)])
     return without_empty(Table("Vanilla tuning and tuning with the indicator", columns, rows, note))
 
 

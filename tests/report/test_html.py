@@ -206,7 +206,23 @@ def test_runs_that_do_not_compare_get_no_verdict(tmp_path):
     other = write_run(tmp_path / "other", {"nih_ctx": needles([1.0] * 4, "Another needle.")})
     (section,) = (s for s in page_of(("before", before), ("other", other)).sections if s.anchor == "compared")
     assert not section.tables
-    assert "other, nih_ctx: asked none of the questions of “before”, so not compared." in section.paragraphs
+    (told,) = section.paragraphs[1:]
+    assert told.startswith(
+        "other, nih_ctx: not compared with “before”: nih_ctx: the two runs have no document in common"
+    )
+
+
+def test_two_metrics_in_one_column_are_named_and_not_compared(tmp_path):
+    runs = [
+        (metric, write_run(tmp_path / metric, {"t": [sample(n, 1.0, metric=metric) for n in range(4)]}))
+        for metric in ("acc", "contain")
+    ]
+    sections = {section.anchor: section for section in page_of(*runs).sections}
+    assert "t is not one metric, so its figures do not compare: acc,none of acc; contain,none of contain." in (
+        sections["scores"].tables[0].note
+    )
+    assert not sections["compared"].tables
+    assert "the first run has acc,none, the second contain,none" in sections["compared"].paragraphs[1]
 
 
 def test_runs_named_beta_make_table_9(tmp_path):
