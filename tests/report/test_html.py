@@ -268,6 +268,41 @@ def test_what_can_not_be_read_is_named_at_the_top(tmp_path, two):
     assert [row[0] for row in report.sections[0].tables[0].rows] == ["before", "after"]
 
 
+@pytest.mark.parametrize("name", [".__tuned", ".tuned", "checkpoint-40", "_data"])
+def test_results_are_shown_whatever_their_model_is_called(tmp_path, name):
+    """lm_eval names the folder after the model: ./tuned becomes .__tuned."""
+    folder = write_run(tmp_path / "run", {"squad_contain": [1.0]}, model=name)
+    assert [evaluation.model for evaluation in collect([("run", folder)]).evaluations] == [name]
+    write_run(folder, {"squad_contain": [0.0]}, model="another")
+    found = collect([("run", folder)])
+    assert {evaluation.model for evaluation in found.evaluations} == {name, "another"}
+    assert not found.left_out
+
+
+def test_results_inside_a_checkpoint_are_shown_and_those_inside_a_hidden_or_unfinished_folder_are_not(tmp_path):
+    folder = write_run(tmp_path / "run", {"squad_contain": [1.0]})
+    checkpoint = folder / "checkpoint-40"
+    write_run(checkpoint / "evaluated", {"squad_contain": [1.0]}, model="checkpoint-40")
+    for name in ("trainer_state.json", "complete.json", "model.safetensors"):
+        (checkpoint / name).write_text("{}")
+    write_run(folder / ".trash" / "old", {"squad_contain": [1.0]})
+    write_run(folder, {"squad_contain": [1.0]}, model=".squad_contain.x.unfinished")
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / "results_2026-01-02T03-04-05.678-checkpoint.json").write_text("{}")
+    found = collect([("run", folder)])
+    assert {evaluation.model for evaluation in found.evaluations} == {"model", "checkpoint-40"}
+    assert found.left_out == [
+        f"{folder / '.trash'}: a hidden folder with results of lm_eval; pass it by itself to show them"
+    ]
+
+
+def test_a_run_without_samples_is_named_beside_another_s_samples(tmp_path):
+    folder = write_run(tmp_path / "run", {"squad_contain": [1.0]})
+    later = folder / "model" / "results_2026-03-01T00-00-00.0.json"
+    later.write_text("{}")
+    assert collect([("run", folder)]).left_out == [f"{later}: no samples beside it; run lm_eval with log_samples"]
+
+
 def test_an_older_run_of_a_task_is_passed_over_and_named(tmp_path):
     folder = write_run(tmp_path / "run", {"squad_contain": [1.0]}, date="2026-02-01T00-00-00.0")
     write_run(tmp_path / "run", {"squad_contain": [0.0]}, date="2026-01-01T00-00-00.0")
