@@ -41,6 +41,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lm_eval.ctxaware")
 
+# of a YAML file, what the classes here have no use for: they make documents and prompts themselves
+_UNUSED = (
+    *("num_fewshot", "description", "doc_to_text", "gen_prefix", "use_prompt"),
+    *("dataset_path", "dataset_name", "custom_dataset", "doc_to_image", "doc_to_audio"),
+)
+_VARIANTS = {"indicator", "response_prefix", "all_prompt_templates", "dataset"}
+
 
 class ContextTask(ConfigurableTask):
     """A generation task over documents of ours. Sub-classes say how documents and user messages are made.
@@ -144,6 +151,7 @@ class ContextTask(ConfigurableTask):
                     f"{self.config.task}: the prompts of this task have no examples, and num_fewshot asks for "
                     f"{n_examples}; leave it out, or run tasks with examples by themselves"
                 )
+            self._check_config()
             self._check_steering()
             self._keep_greedy(self.config.generation_kwargs)
             self._n_answers = self._n_empty = 0
@@ -151,6 +159,16 @@ class ContextTask(ConfigurableTask):
             self._n_requests = len(self.instances)
             self._check_form()
             self._check_window()
+
+    def _check_config(self) -> None:
+        """The results file records a YAML file's settings as used, also those that are not."""
+        unused = [key for key in _UNUSED if getattr(self.config, key)]
+        unused += [f"dataset_kwargs: {key}" for key in sorted(self.variant.keys() - _VARIANTS)]
+        if unused:
+            raise InputError(
+                f"{self.config.task}: this task makes its documents and prompts itself and would not use "
+                f"{', '.join(unused)}; take it out of the YAML file that includes or groups the task"
+            )
 
     def _check_steering(self) -> None:
         """Most back ends pass over arguments that they don't know, and would answer unsteered."""

@@ -1,6 +1,8 @@
 """What a report can show: finding results of every kind below folders, each read whole or named as left out."""
 
+import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +16,14 @@ from ctxaware.report.samples import SampleFile, TaskRun, find_samples, read_task
 from ctxaware.report.stored import read_auto, read_heads, read_probes, read_selection, read_steering
 from ctxaware.report.tables import INDICATOR_SUFFIX
 from ctxaware.runs.claim import CONFIGURATION, RUN
-from ctxaware.runs.files import read_json
+from ctxaware.runs.files import UNFINISHED, read_json
 from ctxaware.runs.shapes import check_shape
 from ctxaware.scores.table import Scores, read_scores
 from ctxaware.training.checkpoints import DATA, WATCH
 
 STATISTICS, STEERING, HEADS, AUTO = "statistics.json", "steer.json", "heads.json", "auto_evaluation.json"
-_PASSED_OVER = ("checkpoint-", ".")  # starts of the names of folders that hold no results
+_OF_HARNESS = re.compile(r"(samples_.+|results)_\d{4}-\d\d-\d\dT[\d\-.]+\.jsonl?")
+_OF_STEER = re.compile(r"(choosing|reported|whole)/(baseline|plain|alpha-[^/]+)")  # below the folder of `steer.json`
 
 
 class TwoOfOneName(InputError):
@@ -97,7 +100,7 @@ def collect(runs: Sequence[tuple[str, Path]]) -> Found:
         if not path.exists():
             raise InputError(f"{path} does not exist; pass folders that lm_eval, ctxaware or a recipe wrote")
         before = _size(collected) + len(conditions)
-        files = sorted(_files(path))
+        files = sorted(_files(path, collected.left_out))
         conditions += _conditions(name, files, collected)
         for file in files:
             _read_other(name, path, file, collected)
@@ -114,14 +117,31 @@ def _size(collected: Found) -> int:
     return sum(len(getattr(collected, name)) for name in collected.__dataclass_fields__)
 
 
-def _files(path: Path) -> Iterator[Path]:
+def _files(path: Path, left_out: list[str]) -> Iterator[Path]:
     if path.is_file():
         yield path
     for folder, names, files in os.walk(path):
-        names[:] = sorted(name for name in names if not name.startswith(_PASSED_OVER) and name != DATA)
-        if STEERING in files:  # the runs below it are of halves of a grid: the file says what is to be shown of them
-            names.clear()
-        yield from (Path(folder) / name for name in files)
+        here = Path(folder)
+        names[:] = sorted(name for name in names if _is_walked(here / name, path, left_out))
+        yield from (here / name for name in files)
+
+
+def _is_walked(folder: Path, root: Path, left_out: list[str]) -> bool:
+    """Whether results are looked for below a folder; by what it is, since a model's results bear the model's name."""
+    if folder.name.endswith(UNFINISHED):
+        return False
+    if folder.name == DATA and (folder.parent / RUN).is_file():  # what a recipe made its data of
+        return False
+    if _OF_STEER.fullmatch(f"{folder.parent.name}/{folder.name}") and folder.parent != root:
+        return not (folder.parent.parent / STEERING).is_file()  # the file says what is to be shown of these
+    if not folder.name.startswith("."):
+        return True
+    found = [file for file in folder.rglob("*") if _OF_HARNESS.fullmatch(file.name)]
+    if any(file.parent == folder for file in found):  # `.__tuned` is lm_eval's name for the model ./tuned
+        return True
+    if found:
+        left_out.append(f"{folder}: a hidden folder with results of lm_eval; pass it by itself to show them")
+    return False
 
 
 @dataclass
@@ -142,7 +162,7 @@ def _conditions(run: str, files: Sequence[Path], collected: Found) -> list[_Cond
         try:
             (sample,) = find_samples(path) if path.name.startswith("samples_") else (None,)
             if sample is None:
-                if path.name.startswith("results_") and not list(path.parent.glob("samples_*.jsonl")):
+                if path.name.startswith("results_") and not _samples_of(path):
                     collected.left_out.append(f"{path}: no samples beside it; run lm_eval with log_samples")
                 continue
             task = read_task(sample)
@@ -154,6 +174,12 @@ def _conditions(run: str, files: Sequence[Path], collected: Found) -> list[_Cond
         tasks = conditions.setdefault(key, condition).tasks
         _keep_newest(tasks, sample, task, collected)
     return sorted(conditions.values(), key=lambda condition: condition.template)  # as they come, plain ones first
+
+
+def _samples_of(results: Path) -> list[Path]:
+    """Sample files of the run that a results file is of."""
+    date = results.stem.removeprefix("results_")
+    return list(results.parent.glob(f"samples_*_{glob.escape(date)}.jsonl"))
 
 
 def _keep_newest(tasks: dict[str, TaskRun], sample: SampleFile, task: TaskRun, collected: Found) -> None:

@@ -90,10 +90,16 @@ def pair(before: TaskRun, after: TaskRun, metric: str | None = None) -> Pairs:
     """Pair two runs of a task by document.
 
     Raises:
-        InputError: no document is in both, or the metric can't be compared.
+        InputError: no document is in both, the runs have not the same metric, or it can't be compared.
     """
     name = before.task if before.task == after.task else f"{before.task} → {after.task}"
     scores = before.scores(metric), after.scores(metric)
+    metrics = before.metric_name(metric), after.metric_name(metric)
+    if metrics[0] != metrics[1]:
+        raise InputError(
+            f"{name}: the first run has {metrics[0]}, the second {metrics[1]}; they do not compare",
+            "choose a {metric} (with its filter) that both have, or run the task again",
+        )
     keyed = [dict(_keyed(run.of_metric(metric), run)) for run in (before, after)]
     common = [key for key in keyed[0] if key in keyed[1]]
     if not common:

@@ -159,8 +159,8 @@ def _pairs(first: Evaluation, second: Evaluation, notes: list[str]) -> Iterator[
             continue
         try:
             yield pair(other, run)
-        except InputError:
-            notes.append(f"{second.name}, {task}: asked none of the questions of “{first.name}”, so not compared.")
+        except InputError as error:
+            notes.append(f"{second.name}, {task}: not compared with “{first.name}”: {error}.")
 
 
 def _verdicts(name: str, pairs: list[Pairs], max_drop: float, confidence: float) -> Table:

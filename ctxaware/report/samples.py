@@ -98,7 +98,7 @@ class TaskRun:
         Raises:
             InputError: there is no such metric, it is not between 0 and 1, or lower is better.
         """
-        name, rows = self._choose(metric)
+        name, _, rows = self._choose(metric)
         better = self.of_task("higher_is_better")
         if isinstance(better, dict) and better.get(name) is False:
             raise InputError(f"{self.task}: of {name} lower is better; choose a metric of which higher is better")
@@ -116,9 +116,13 @@ class TaskRun:
 
     def of_metric(self, metric: str | None = None) -> list[dict]:
         """The rows of the metric's filter, by document number."""
-        return sorted(self._choose(metric)[1], key=lambda row: row["doc_id"])
+        return sorted(self._choose(metric)[2], key=lambda row: row["doc_id"])
 
-    def _choose(self, metric: str | None) -> tuple[str, list[dict]]:
+    def metric_name(self, metric: str | None = None) -> str:
+        """What `scores` reads: the metric and its filter, as the results file spells them (`acc,none`)."""
+        return ",".join(self._choose(metric)[:2])
+
+    def _choose(self, metric: str | None) -> tuple[str, str, list[dict]]:
         filters = list(dict.fromkeys(filter_of(row) for row in self.rows))
         listed = self.rows[0].get("metrics", ["score"])
         names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
@@ -126,7 +130,8 @@ class TaskRun:
         known = names if len(filters) == 1 else [f"{n},{f}" for n in names for f in filters]
         if name not in names or (chosen or filters[0]) not in filters or (len(filters) > 1 and not chosen):
             raise InputError(f"{self.task} has no metric {metric or 'score'!r}; it has {', '.join(known)}")
-        return name, [row for row in self.rows if filter_of(row) == (chosen or filters[0])]
+        chosen = chosen or filters[0]
+        return name, chosen, [row for row in self.rows if filter_of(row) == chosen]
 
 
 def cluster(row: dict) -> tuple[str, str]:

@@ -11,9 +11,9 @@ import numpy as np
 
 from ctxaware.errors import InputError
 from ctxaware.intervals import DIFFERENCE, UNIT, BoundedMean, Difference, Interval, mean_of_tasks, t_interval
-from ctxaware.report.compare import PROMPTS, Pairs, pair
+from ctxaware.report.compare import LIMIT, PROMPTS, Pairs, pair
 from ctxaware.report.samples import TaskRun
-from ctxaware.report.tables import Cell, Run, Table, of_task, tasks_of, title_of, without_empty
+from ctxaware.report.tables import Cell, Run, Table, mixed_metrics, of_task, tasks_of, title_of, without_empty
 
 _SEED = re.compile(r", seed (\d+)")
 BySeed = Mapping[str | None, Run]  # of one model and condition; None where the name has no seed
@@ -28,15 +28,37 @@ def by_seed(runs: Mapping[str, Run]) -> dict[str, dict[str | None, Run]]:
     return groups
 
 
-def mean_over_seeds(runs: Sequence[TaskRun], metric: str | None = None) -> BoundedMean:
+def mean_over_seeds(runs: Mapping[str | None, TaskRun], metric: str | None = None) -> BoundedMean:
     """A task's mean score, each question's score being its mean over the runs.
 
+    Args:
+        runs: by seed.
+        metric: as `TaskRun.scores` takes it.
+
     Raises:
-        InputError: the runs were not asked the same questions.
+        InputError: the runs were not asked the same questions, or not in the same way.
     """
-    pairs = [pair(runs[0], run, metric) for run in runs]
-    _check_same_questions(pairs, len(runs[0].scores(metric)))
+    pairs = _pairs_of_seeds(runs, metric)
     return BoundedMean(np.mean([each.after for each in pairs], axis=0), pairs[0].clusters, UNIT)
+
+
+def _pairs_of_seeds(runs: Mapping[str | None, TaskRun], metric: str | None = None) -> list[Pairs]:
+    """The first seed with each, itself too. A limit may stand in all of them: they have the same questions.
+
+    Raises:
+        InputError: more than the model differs; says between which seeds, and what.
+    """
+    (first, run), *_ = runs.items()
+    pairs = []
+    for seed, other in runs.items():
+        pairs.append(pair(run, other, metric))
+        if differing := [mismatch.text for mismatch in pairs[-1].mismatches if mismatch.kind != LIMIT]:
+            raise InputError(
+                f"seed {seed or 'without a number'} was not asked as seed {first or 'without a number'} was "
+                f"({'; '.join(differing)})",
+                "run all of them alike",
+            )
+    return pairs
 
 
 def difference_over_seeds(pairs: Sequence[Pairs]) -> BoundedMean:
@@ -45,13 +67,13 @@ def difference_over_seeds(pairs: Sequence[Pairs]) -> BoundedMean:
     Raises:
         InputError: the pairs are not of the same questions.
     """
-    _check_same_questions(pairs, len(pairs[0].rows))
+    _check_same_questions(pairs)
     return BoundedMean(np.mean([each.differences for each in pairs], axis=0), pairs[0].clusters, DIFFERENCE)
 
 
-def _check_same_questions(pairs: Sequence[Pairs], n: int) -> None:
+def _check_same_questions(pairs: Sequence[Pairs]) -> None:
     asked = {tuple(row["doc_hash"] for row, _ in each.rows) for each in pairs}
-    if len(asked) > 1 or len(pairs[0].rows) != n:
+    if len(asked) > 1:
         raise InputError(f"{pairs[0].name}: the runs were not asked the same questions; run all of them alike")
 
 
@@ -68,15 +90,13 @@ def score_table(runs: Mapping[str, Run], ratings: Mapping[str, float | None] | N
         runs: by name; those whose names differ by `, seed N` alone are one row.
         ratings: MT-Bench's average by the same names.
 
-    Raises:
-        InputError: seeds of one model were not asked the same questions.
+    Returns:
+        Seeds that were not asked alike have no score; the note says which and why.
     """
     tasks, rows = tasks_of(runs), []
+    notes: dict[str, None] = {}
     for name, seeds in by_seed(runs).items():
-        means: list[BoundedMean | None] = []
-        for task in tasks:
-            of_seeds = [run for each in seeds.values() if (run := of_task(each, task))]
-            means.append(mean_over_seeds(of_seeds) if len(of_seeds) == len(seeds) else None)
+        means = [_mean(name, seeds, task, notes) for task in tasks]
         whole = [mean for mean in means if mean is not None]
         average = mean_of_tasks(whole).interval() if len(whole) == len(tasks) > 1 else None
         intervals = [None if mean is None else mean.interval() for mean in means]
@@ -87,7 +107,20 @@ def score_table(runs: Mapping[str, Run], ratings: Mapping[str, float | None] | N
     note = "Scores with 95% intervals by cluster."
     if any(row[-1] != 1 for row in rows):
         note = f"{note[:-1]}, each question's score being its mean over seeds."
+    note = " ".join([note, *notes, *mixed_metrics(runs)])
     return without_empty(Table("Vanilla tuning and tuning with the indicator", columns, rows, note))
+
+
+def _mean(name: str, seeds: BySeed, task: str, notes: dict[str, None]) -> BoundedMean | None:
+    """A task's mean over seeds; None where one lacks it, and, with a note, where they were not asked alike."""
+    runs = {seed: of for seed, run in seeds.items() if (of := of_task(run, task))}
+    if len(runs) < len(seeds):
+        return None
+    try:
+        return mean_over_seeds(runs)
+    except InputError as error:
+        notes[f"{name}, {title_of(task)}: not averaged over seeds, since {error}."] = None
+        return None
 
 
 def difference_table(runs: Mapping[str, Run]) -> Table:
@@ -96,14 +129,14 @@ def difference_table(runs: Mapping[str, Run]) -> Table:
     Args:
         runs: as in `score_table`, the one to compare with first.
 
-    Raises:
-        InputError: runs have no question in common, or seeds were not asked the same ones.
+    Returns:
+        Where more than the model differs, between two runs or between seeds, there is no difference; the note says why.
     """
     tasks, (first, *others) = tasks_of(runs), by_seed(runs).items()
     rows: list[tuple[Cell, ...]] = []
     notes: dict[str, None] = {}
     for name, seeds in others:
-        by_task = [_pairs(first[1], seeds, task, notes) for task in tasks]
+        by_task = [_pairs(name, first[1], seeds, task, notes) for task in tasks]
         parts = [difference_over_seeds(list(pairs.values())) if pairs else None for pairs in by_task]
         whole = [part for part in parts if part is not None]
         is_whole = len(whole) == len(tasks)
@@ -117,22 +150,27 @@ def difference_table(runs: Mapping[str, Run]) -> Table:
     return without_empty(Table(f"Against {first[0]}", columns, rows, " ".join([*note, *notes])))
 
 
-def _pairs(first: BySeed, other: BySeed, task: str, notes: dict[str, None]) -> dict[str | None, Pairs]:
+def _pairs(name: str, first: BySeed, other: BySeed, task: str, notes: dict[str, None]) -> dict[str | None, Pairs]:
     """A task's pairs by seed; a run without one (the model before tuning) is paired with each. Empty if one lacks.
 
     What is compared is the chat template and `[IND]`; where anything else differs there is no difference to show.
     """
     named: list[str | None] = [seed for seed in {**first, **other} if seed is not None]
     pairs: dict[str | None, Pairs] = {}
-    for seed in named or [None]:
-        runs = [each.get(seed, each.get(None)) for each in (first, other)]
-        tasks = [of_task(run, task) if run else None for run in runs]
-        if tasks[0] is None or tasks[1] is None:
-            return {}
-        pairs[seed] = pair(tasks[0], tasks[1])
-        if differing := [m.text for m in pairs[seed].mismatches if m.kind != PROMPTS]:
-            notes[f"Not compared, since more than the model differs: {'; '.join(differing)}."] = None
-            return {}
+    try:
+        for seed in named or [None]:
+            runs = [each.get(seed, each.get(None)) for each in (first, other)]
+            tasks = [of_task(run, task) if run else None for run in runs]
+            if tasks[0] is None or tasks[1] is None:
+                return {}
+            pairs[seed] = pair(tasks[0], tasks[1])
+            if differing := [m.text for m in pairs[seed].mismatches if m.kind != PROMPTS]:
+                raise InputError(f"more than the model differs: {'; '.join(differing)}")
+        for each in (first, other):
+            _pairs_of_seeds({seed: run for seed in each if (run := of_task(each[seed], task))})
+    except InputError as error:
+        notes[f"{name}, {title_of(task)}: not compared, since {error}."] = None
+        return {}
     return pairs
 
 

@@ -8,7 +8,7 @@ import math
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -175,8 +175,20 @@ def _by_task(
         intervals = [None if mean is None else mean.interval() for mean in means]
         rows.append((name, *intervals, average, (ratings or {}).get(name)))
     columns = [first, *map(title_of, tasks), "average", "MT-Bench"]
-    table = Table(title, tuple(columns), rows, "Scores with 95% intervals by cluster.")
-    return without_empty(table)
+    note = " ".join(["Scores with 95% intervals by cluster.", *mixed_metrics(runs, metric)])
+    return without_empty(Table(title, tuple(columns), rows, note))
+
+
+def mixed_metrics(runs: Mapping[str, Run], metric: str | None = None) -> Iterator[str]:
+    """A sentence for each column that holds more than one metric or filter: its figures do not compare."""
+    for task in tasks_of(runs):
+        names: dict[str, list[str]] = defaultdict(list)
+        for name, run in runs.items():
+            if of := of_task(run, task):
+                names[of.metric_name(metric)].append(name)
+        if len(names) > 1:
+            each = "; ".join(f"{metric_name} of {', '.join(of)}" for metric_name, of in names.items())
+            yield f"{title_of(task)} is not one metric, so its figures do not compare: {each}."
 
 
 def without_empty(table: Table) -> Table:

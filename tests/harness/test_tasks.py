@@ -416,3 +416,31 @@ def test_examples_that_the_prompt_would_not_have_are_refused(model_folder):
     manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata={**ONE, "max_context_length": 600})
     with pytest.raises(InputError, match="prompts of this task have no examples, and num_fewshot asks for 3"):
         simple_evaluate(lm, tasks=["nih_ctx"], task_manager=manager, num_fewshot=3, bootstrap_iters=0)
+
+
+@pytest.mark.parametrize("is_grouped", [True, False])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"num_fewshot": 2},
+        {"description": "Answer in one word.\n"},
+        {"doc_to_text": "{{question}}"},
+        {"gen_prefix": "Answer:"},
+        {"dataset_path": "mine"},
+        {"dataset_kwargs": {"dataset": "squad", "data_files": "mine.json"}},
+    ],
+)
+def test_settings_of_a_user_s_yaml_that_the_prompt_would_not_have_are_refused(
+    model_folder, tmp_path, setting, is_grouped
+):
+    lm = HFLM(pretrained=str(model_folder), device="cpu")
+    included = {"include": str(TASKS / "squad_contain" / "squad_contain.yaml"), "task": "mine", **setting}
+    grouped = {"group": "mine", "task": [{"task": "squad_contain", **setting}]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(grouped if is_grouped else included))
+    manager = TaskManager(
+        include_path=[str(TASKS), str(tmp_path)], include_defaults=False, metadata={"source": "builtin"}
+    )
+    (key,) = setting
+    with pytest.raises(InputError, match=f"would not use {key}") as refused:
+        simple_evaluate(lm, tasks=["mine"], task_manager=manager, limit=1, bootstrap_iters=0)
+    assert "\n" not in str(refused.value)

@@ -94,6 +94,22 @@ def test_runs_without_a_document_in_common_do_not_compare(paired):
         paired(rows, rows)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "says"),
+    [
+        ({"metric": "acc"}, {"metric": "contain"}, "the first run has acc,none, the second contain,none"),
+        (
+            {"metric": "em", "filter": "strict"},
+            {"metric": "em", "filter": "flexible"},
+            "the first run has em,strict, the second em,flexible",
+        ),
+    ],
+)
+def test_two_metrics_or_filters_do_not_compare(paired, first, second, says):
+    with pytest.raises(InputError, match=says):
+        paired([sample(0, 1.0, **first)], [sample(0, 1.0, **second)])
+
+
 def test_sign_flips_of_0_1_scores_are_mcnemars_exact_test(paired):
     pairs = paired([1] * 8 + [0] * 12, [0] * 8 + [1] * 2 + [0] * 10)
     assert sign_flip(pairs.differences, pairs.clusters) == pytest.approx(pairs.mcnemar() / 2)

@@ -206,7 +206,23 @@ def test_runs_that_do_not_compare_get_no_verdict(tmp_path):
     other = write_run(tmp_path / "other", {"nih_ctx": needles([1.0] * 4, "Another needle.")})
     (section,) = (s for s in page_of(("before", before), ("other", other)).sections if s.anchor == "compared")
     assert not section.tables
-    assert "other, nih_ctx: asked none of the questions of “before”, so not compared." in section.paragraphs
+    (told,) = section.paragraphs[1:]
+    assert told.startswith(
+        "other, nih_ctx: not compared with “before”: nih_ctx: the two runs have no document in common"
+    )
+
+
+def test_two_metrics_in_one_column_are_named_and_not_compared(tmp_path):
+    runs = [
+        (metric, write_run(tmp_path / metric, {"t": [sample(n, 1.0, metric=metric) for n in range(4)]}))
+        for metric in ("acc", "contain")
+    ]
+    sections = {section.anchor: section for section in page_of(*runs).sections}
+    assert "t is not one metric, so its figures do not compare: acc,none of acc; contain,none of contain." in (
+        sections["scores"].tables[0].note
+    )
+    assert not sections["compared"].tables
+    assert "the first run has acc,none, the second contain,none" in sections["compared"].paragraphs[1]
 
 
 def test_runs_named_beta_make_table_9(tmp_path):
@@ -250,6 +266,41 @@ def test_what_can_not_be_read_is_named_at_the_top(tmp_path, two):
         assert part in told
     assert "Left out of this report" in html(report)
     assert [row[0] for row in report.sections[0].tables[0].rows] == ["before", "after"]
+
+
+@pytest.mark.parametrize("name", [".__tuned", ".tuned", "checkpoint-40", "_data"])
+def test_results_are_shown_whatever_their_model_is_called(tmp_path, name):
+    """lm_eval names the folder after the model: ./tuned becomes .__tuned."""
+    folder = write_run(tmp_path / "run", {"squad_contain": [1.0]}, model=name)
+    assert [evaluation.model for evaluation in collect([("run", folder)]).evaluations] == [name]
+    write_run(folder, {"squad_contain": [0.0]}, model="another")
+    found = collect([("run", folder)])
+    assert {evaluation.model for evaluation in found.evaluations} == {name, "another"}
+    assert not found.left_out
+
+
+def test_results_inside_a_checkpoint_are_shown_and_those_inside_a_hidden_or_unfinished_folder_are_not(tmp_path):
+    folder = write_run(tmp_path / "run", {"squad_contain": [1.0]})
+    checkpoint = folder / "checkpoint-40"
+    write_run(checkpoint / "evaluated", {"squad_contain": [1.0]}, model="checkpoint-40")
+    for name in ("trainer_state.json", "complete.json", "model.safetensors"):
+        (checkpoint / name).write_text("{}")
+    write_run(folder / ".trash" / "old", {"squad_contain": [1.0]})
+    write_run(folder, {"squad_contain": [1.0]}, model=".squad_contain.x.unfinished")
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / "results_2026-01-02T03-04-05.678-checkpoint.json").write_text("{}")
+    found = collect([("run", folder)])
+    assert {evaluation.model for evaluation in found.evaluations} == {"model", "checkpoint-40"}
+    assert found.left_out == [
+        f"{folder / '.trash'}: a hidden folder with results of lm_eval; pass it by itself to show them"
+    ]
+
+
+def test_a_run_without_samples_is_named_beside_another_s_samples(tmp_path):
+    folder = write_run(tmp_path / "run", {"squad_contain": [1.0]})
+    later = folder / "model" / "results_2026-03-01T00-00-00.0.json"
+    later.write_text("{}")
+    assert collect([("run", folder)]).left_out == [f"{later}: no samples beside it; run lm_eval with log_samples"]
 
 
 def test_an_older_run_of_a_task_is_passed_over_and_named(tmp_path):

@@ -138,12 +138,17 @@ def test_of_steering_the_reported_half_is_shown_and_never_the_choosing_one(tmp_p
     curve = {"0.1": INTERVAL, "1": {**INTERVAL, "mean": 0.4}}
     content = {"plan": {"model": "m"}, "alpha": 0.1, "curve": curve, "scores": scores, "differences": {"nih_ctx": {}}}
     folder = write_json(tmp_path / "steer" / "steer.json", content)
-    write_run(folder / "choosing", {"nih_ctx": [sample(0, 1.0)]})
+    for condition in ("baseline", "alpha-0.1"):
+        write_run(folder / "choosing" / condition / "nih_ctx", {"nih_ctx": [sample(0, 1.0)]})
     section = section_of("steering", ("steer", folder))
     assert [row[1].mean for row in section.tables[0].rows] == [0.5, 0.5]
     assert "0.1 0.500, 1 0.400. Chosen: 0.1" in section.pictures[0].alt
     report = make_report(collect([("steer", folder)]), "title", 0.02, 0.95, 5)
     assert "scores" not in {section.anchor for section in report.sections}
+    write_run(folder, {"squad_contain": [1.0]})  # of lm_eval, in the same folder
+    write_run(folder / "whole", {"squad_contain": [1.0]}, model="other")
+    assert [evaluation.model for evaluation in collect([("steer", folder)]).evaluations] == ["model", "other"]
+    assert collect([("half", folder / "choosing" / "baseline")]).evaluations, "what is named is shown"
 
 
 def test_ratings_stand_by_category_and_in_the_table_of_scores(tmp_path):

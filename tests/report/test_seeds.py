@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
-from support.runs import passages, write_run
+from support.runs import passages, sample, write_run
 
-from ctxaware.errors import InputError
 from ctxaware.intervals import DIFFERENCE, UNIT, mean_interval, t_interval
 from ctxaware.report.compare import pair
 from ctxaware.report.samples import read_run
@@ -86,9 +85,52 @@ def test_runs_that_differ_in_more_than_the_model_have_no_difference_and_the_note
     assert "max_gen_toks 50 against 7" in table.note
 
 
-def test_seeds_that_were_asked_other_questions_are_no_average(run):
-    runs = {"vanilla, seed 1": run(t=[0, 1, 1, 1]), "vanilla, seed 2": run(t=[0, 1])}
-    with pytest.raises(InputError, match="not asked the same questions"):
-        score_table(runs)
-    with pytest.raises(InputError, match="not asked the same questions"):
-        difference_table({**runs, "a, seed 1": runs["vanilla, seed 1"], "a, seed 2": runs["vanilla, seed 2"]})
+ALIKE = {"squad_contain": [0, 1, 1, 1]}
+
+
+def as_samples(scores, **more):
+    return {"squad_contain": [sample(n, score, **more) for n, score in enumerate(scores)]}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "more", "says"),
+    [
+        (
+            as_samples([0, 0, 0, 0], prompt="other"),
+            {"results": {"chat_template": "{{ messages }}"}},
+            "4 of 4 prompts differ (without against with chat template)",
+        ),
+        (ALIKE, {"configs": {"generation_kwargs": {"max_gen_toks": 7}}}, "max_gen_toks 50 against 7"),
+        (ALIKE, {"versions": 2.0}, "task version 1.0 against 2.0"),
+        ({"squad_contain": [0, 1]}, {}, "2 documents are only in the first run"),
+        (as_samples([0, 1], doc={"question": "other"}), {}, "no document in common"),
+        (as_samples([0, 1, 1, 1], metric="acc"), {}, "the first run has score,none, the second acc,none"),
+    ],
+)
+def test_seeds_that_were_not_asked_alike_are_no_average_and_the_note_says_which(tmp_path, tasks, more, says):
+    alike, other = (
+        read_run(write_run(tmp_path / name, of, **results))
+        for name, of, results in (("alike", ALIKE, {}), ("other", tasks, more))
+    )
+    runs = {
+        "vanilla, seed 1": alike,
+        "vanilla, seed 2": other,
+        "a, seed 1": alike,
+        "a, seed 2": other,
+        "b, seed 1": alike,
+        "b, seed 2": alike,
+    }
+    scores, differences = score_table(runs), difference_table(runs)
+    assert [row[1] is None for row in scores.rows] == [True, True, False], "b was asked alike"
+    for name in ("vanilla", "a"):
+        assert f"{name}, SQuAD: not averaged over seeds, since " in scores.note
+    assert says in scores.note
+    assert differences.columns == ("model",), "each pair is alike, and seed 2 is not asked as seed 1"
+    assert "a, SQuAD: not compared, since " in differences.note
+    assert says in differences.note
+
+
+def test_a_limit_that_all_seeds_have_is_no_reason_not_to_average(run):
+    limited = {"n_samples": {"original": 78, "effective": 4}}
+    table = score_table({f"vanilla, seed {seed}": run(limited, **ALIKE) for seed in (1, 2)})
+    assert table.rows[0][1].mean == 0.75
