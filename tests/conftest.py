@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import logging
 import os
 import signal
 
@@ -35,6 +36,12 @@ def model_folder(tmp_path_factory):
 def chatml_tokenizer():
     """A byte-level tokenizer with a plain ChatML template and the usual markers as special tokens."""
     return chats.make_tokenizer(chats.CHATML)
+
+
+@pytest.fixture(autouse=True)
+def _log_of_the_harness():
+    """An evaluation in this process ends the way of the harness's log to `caplog`, for all tests after it."""
+    logging.getLogger("lm_eval").propagate = True
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -36,7 +36,10 @@ def load_haystack(source: str = HUB, revision: str | None = None) -> str:
 
 def _read(path: Path) -> list[str]:
     if path.is_dir():
-        files = sorted(path.glob("**/*.txt"))
+        try:
+            files = sorted(path.glob("**/*.txt"))
+        except OSError as error:  # a folder in it went away meanwhile
+            raise InputError(f"haystack folder {path} can't be read: {error.filename}: {error.strerror}") from error
         if not files:
             raise InputError(
                 f"haystack folder {path} has no .txt file; put the text there as .txt, or pass another folder"

@@ -70,7 +70,6 @@ def test_the_ends_open_and_close_the_text(tokenizer, haystack):
 
 def test_a_short_haystack_is_repeated_and_says_so_once(tokenizer, caplog):
     with caplog.at_level(logging.WARNING, logger="lm_eval.ctxaware"):
-        logging.getLogger("lm_eval").propagate = True
         _warn_once.cache_clear()
         docs = list(build_grid(tokenizer, "A short text. It ends.", SF, [200, 500], [0, 50, 100]))
     assert [count(tokenizer, d["context"]) for d in docs] == [200] * 3 + [500] * 3

@@ -1,6 +1,7 @@
 import json
 import re
 from collections import Counter
+from pathlib import Path
 
 import datasets
 import pytest
@@ -74,4 +75,13 @@ def test_bad_files_are_one_line_errors(tmp_path, name, content, message):
 
 def test_a_folder_without_text_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"has no \.txt file"):
+        load_haystack(str(tmp_path))
+
+
+def test_a_folder_that_goes_away_meanwhile_is_one_line(tmp_path, monkeypatch):
+    def gone(self, pattern):
+        raise FileNotFoundError(2, "No such file or directory", str(tmp_path / "part"))
+
+    monkeypatch.setattr(Path, "glob", gone)
+    with pytest.raises(InputError, match=r"haystack folder .* can't be read: .*part: No such file or directory"):
         load_haystack(str(tmp_path))

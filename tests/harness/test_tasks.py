@@ -167,7 +167,6 @@ def test_the_models_own_arguments_are_no_misspelt_settings(model_folder):
 def test_settings_used_are_said(model_folder, caplog):
     import logging
 
-    logging.getLogger("lm_eval").propagate = True
     with caplog.at_level(logging.INFO, logger="lm_eval.ctxaware"):
         load("nih_ctx", **SMALL, pretrained=str(model_folder), dtype="float32")
     (line,) = [r.message for r in caplog.records if "settings used" in r.message]
