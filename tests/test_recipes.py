@@ -121,6 +121,7 @@ def launch_two(argv):
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.long
 def test_two_processes_are_two_and_equal_one_with_twice_the_accumulation(data, tmp_path):
     base = prepared_base(tmp_path / "base")
     more = (
