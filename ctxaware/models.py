@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+BETWEEN_LIBRARIES = ".*deprecated and will be removed in v6"  # a warning of one library to another
 _SHOWN = 300  # characters of a library's error
 
 
@@ -82,7 +83,7 @@ def load_adapter(model: "PreTrainedModel", name: str, revision: str | None = Non
 
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*missing adapter keys")  # PEFT would leave them as initialised
-        warnings.filterwarnings("ignore", ".*deprecated and will be removed in v6", FutureWarning)  # between libraries
+        warnings.filterwarnings("ignore", BETWEEN_LIBRARIES, FutureWarning)
         return _loaded(PeftModel, "adapter", name, of=model, revision=revision).eval()
 
 

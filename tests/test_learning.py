@@ -88,7 +88,7 @@ def test_where_passages_and_plain_questions_mix_the_model_itself_says_which_of_t
     run(
         *("-m", "ctxaware", "auto", "evaluate", *model),
         *("--source", tmp_path / "held_out.json", "--haystack", "builtin", "--grid", "1x1", "--device", "cpu"),
-        *("--max-context-length", 200, "--limit", MIXED_QUESTIONS, "--batch-size", 4, "--out", tmp_path / "auto"),
+        *("--max-context-length", 400, "--limit", MIXED_QUESTIONS, "--batch-size", 4, "--out", tmp_path / "auto"),
     )
     result = json.loads((tmp_path / "auto" / "auto_evaluation.json").read_text())
     marked = {figures["kind"]: figures["marked"]["mean"] for figures in result["kinds"]}

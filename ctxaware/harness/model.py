@@ -13,6 +13,7 @@ values; with `keeps_messages` set, `messages_of` gives the messages behind a pro
 
 import difflib
 import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from ctxaware.harness.auto import AutoMixin, longest_start
 from ctxaware.harness.hf import PrefixReuseLM
 from ctxaware.harness.internals import one_line_in_lm_eval
 from ctxaware.harness.steering import SteeringMixin
-from ctxaware.models import adapter_of, check_checkpoint, check_finite, is_adapter
+from ctxaware.models import BETWEEN_LIBRARIES, adapter_of, check_checkpoint, check_finite, is_adapter
 
 _DEFAULT_DEVICE = "cuda:0"  # what `lm_eval` passes where nobody named a device, also without a GPU
 # arguments with which the harness loads something else than the files of `pretrained`
@@ -61,7 +62,9 @@ class ContextLM(AutoMixin, SteeringMixin, PrefixReuseLM):
                     f"pretrained={name} is an adapter too, which would be left out; merge it into its base "
                     "(PEFT's merge_and_unload), save the model, and pass its folder as pretrained"
                 )
-            super().__init__(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", BETWEEN_LIBRARIES, FutureWarning)
+                super().__init__(*args, **kwargs)
             if isinstance(name, str):
                 self._check_device(device)
                 check_finite(name, self.model)

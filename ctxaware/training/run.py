@@ -18,7 +18,7 @@ from ctxaware.data.conversations import find_file, fingerprint
 from ctxaware.data.prepare import PrepareRun, prepare_dataset, read_statistics
 from ctxaware.data.releases import DATASETS
 from ctxaware.errors import print_error
-from ctxaware.models import model_fingerprint
+from ctxaware.models import BETWEEN_LIBRARIES, model_fingerprint
 from ctxaware.runs.claim import locked_by_all
 from ctxaware.runs.ending import ends_in_one_line
 from ctxaware.runs.processes import on_main
@@ -54,7 +54,7 @@ def recipe(main: Callable[[], None]) -> Callable[[], None]:
 
         with ends_in_one_line("--{}".format, who), warnings.catch_warnings():
             # of names of arguments that transformers is about to change: the ones here are those of all its releases
-            warnings.filterwarnings("ignore", ".*deprecated and will be removed in v6", FutureWarning)
+            warnings.filterwarnings("ignore", BETWEEN_LIBRARIES, FutureWarning)
             try:
                 main()
             except FailedTrainingError as error:
