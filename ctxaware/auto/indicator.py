@@ -180,7 +180,12 @@ def read_log_odds(
 ) -> list[float]:
     """The log-odds of each prompt, in their order, before calibration."""
     heads = [(i, head) for i, fork in enumerate(forks) for head in method.heads(fork)]
-    parts = look(model, [head for _, head in heads], method.layers, method.log_odds, advance)
+
+    def by_prompt(n_heads: float, n_tokens: int = 0) -> None:  # some prompts have two heads
+        if advance:
+            advance(n_heads * len(forks) / len(heads), n_tokens)
+
+    parts = look(model, [head for _, head in heads], method.layers, method.log_odds, by_prompt)
     sums = [0.0] * len(forks)
     for (i, _), part in zip(heads, parts, strict=True):
         sums[i] += part

@@ -51,7 +51,7 @@ def progress_bar(description: str, total: float, count: str = "", shown: bool = 
             if count:
                 rate = counted / max(time.monotonic() - started, 1e-9)
                 bar.set_postfix_str(f"{rate:,.0f} {count}/s", refresh=False)
-            bar.update(steps)
+            bar.update(min(steps, total - bar.n))  # past its total a bar has none, and can't be written
 
         yield advance
 

@@ -95,6 +95,10 @@ def test_a_message_whose_last_token_takes_the_full_stop_in_is_compared_whole():
     (marked, plain) = Slot().heads(fork)
     assert (marked.prompt.input_ids, marked.marked, marked.plain) == ((a, b_stop), (b_stop, mark), ())
     assert (plain.prompt.input_ids, plain.marked, plain.plain) == ((a, b), (), (b, end))
+    counted = []
+    model = model_for(TOKENIZERS["byte level"]())
+    read_log_odds(model, Slot(), [fork, fork, fork], lambda n_prompts, n_tokens=0: counted.append(n_prompts))
+    assert sum(counted) == pytest.approx(3), "a prompt is counted once, however many of its beginnings are read"
     joined = make_fork([a, b, answer], [a, mark, end, answer], mark)  # the message's end is joined to what follows
     assert [(head.marked, head.plain) for head in Slot().heads(joined)] == [((mark,), (b,))]
 

@@ -80,3 +80,14 @@ def test_a_terminal_gets_a_bar_and_other_processes_nothing(clock, monkeypatch):
     with progress.progress_bar("scoring", 4, shown=False) as advance:
         advance(4)
     assert silent.getvalue() == ""
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_a_bar_that_is_moved_past_its_end_stays_there(clock, monkeypatch, stream):
+    shown = stream()
+    monkeypatch.setattr(sys, "stderr", shown)
+    with progress.progress_bar("reading", 4) as advance:
+        for _ in range(3):
+            clock[0] += 31
+            advance(2)
+    assert "4/4" in shown.getvalue().splitlines()[-1]
