@@ -181,9 +181,9 @@ def read_log_odds(
     """The log-odds of each prompt, in their order, before calibration."""
     heads = [(i, head) for i, fork in enumerate(forks) for head in method.heads(fork)]
 
-    def by_prompt(n_heads: float, n_tokens: int = 0) -> None:  # some prompts have two heads
+    def by_prompt(steps: float, n_counted: int = 0) -> None:  # some prompts have two heads
         if advance:
-            advance(n_heads * len(forks) / len(heads), n_tokens)
+            advance(steps * len(forks) / len(heads), n_counted)
 
     parts = look(model, [head for _, head in heads], method.layers, method.log_odds, by_prompt)
     sums = [0.0] * len(forks)
