@@ -1,6 +1,6 @@
 # make demo        what the chat template does to a real model's recall of its context: a number, a picture, a report
 # make demo-train  the same model tuned without and with [IND], and what each makes of its context
-# make test        linters, types and tests, offline, in about ten minutes on two cores
+# make test        linters, types and tests, offline, in 11 minutes on two cores
 # make test-long   the tests that take a minute or more each: learning, two processes, a killed experiment
 # make test-vllm   the tasks, the commands and the indicator on vLLM's CPU build, in an environment of its own
 # All set up .venv first; a second run installs nothing, and a second demo shows the first one's results.
