@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -80,6 +80,25 @@ class KeyMask:
         return max(0, row + self.first_query - self.reach + 1 - self.first_key)
 
 
+@dataclass(frozen=True)
+class KeyBias:
+    """log α joins the logits of some keys for some heads.
+
+    Attributes:
+        log_alpha: 0 or below.
+        outside: bool `[batch, n_keys]`, the keys.
+        steered: bool `[n_heads]`, the heads.
+    """
+
+    log_alpha: float
+    outside: torch.Tensor
+    steered: torch.Tensor
+
+    def of_keys(self) -> torch.Tensor:
+        """Float `[batch, 1, 1, n_keys]`: the summand of a steered head."""
+        return (self.log_alpha * self.outside)[:, None, None]
+
+
 def make_mask(
     batch_size: int,
     q_length: int,
@@ -131,17 +150,17 @@ def attend(
         `[batch, n_query, n_heads, head_dim]`.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    outside = None if steered is None else mask.outside(user_tokens)
+    bias = None if steered is None else KeyBias(math.log(alpha), mask.outside(user_tokens), steered)
     if softcap is None and s_aux is None:
-        if steered is None and mask.padding is None and mask.is_causal and mask.n_query in (1, mask.n_keys):
+        if bias is None and mask.padding is None and mask.is_causal and mask.n_query in (1, mask.n_keys):
             from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
             return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=True)[0]
         if mask.n_query == 1:
-            return _one_row(query, key, value, mask, outside, steered, alpha, scale).transpose(1, 2)
+            return _one_row(query, key, value, mask, bias, scale).transpose(1, 2)
         if mask.is_causal and mask.n_query == mask.n_keys:
-            return _causal(query, key, value, mask, outside, steered, alpha, scale).transpose(1, 2)
-    return _in_blocks(query, key, value, mask, outside, steered, alpha, scale, softcap, s_aux).transpose(1, 2)
+            return _causal(query, key, value, mask, bias, scale).transpose(1, 2)
+    return _in_blocks(query, key, value, mask, bias, scale, softcap, s_aux).transpose(1, 2)
 
 
 def _one_row(
@@ -149,26 +168,28 @@ def _one_row(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: KeyMask,
-    outside: torch.Tensor | None,
-    steered: torch.Tensor | None,
-    alpha: float,
+    bias: KeyBias | None,
     scale: float,
 ) -> torch.Tensor:
     """One query row: the heads of a group are rows over the unexpanded cache, the summand is a float mask."""
     batch, n_heads, _, head_dim = query.shape
-    if (key_of_row := ("row", query.device)) not in mask.memo:
+    if (of_plain := ("plain row", query.device)) not in mask.memo:
         seen = None if mask.is_causal and mask.padding is None else mask.block(0, 1, 0, mask.n_keys, query.device)
-        bias = torch.zeros((batch, 1, 1, mask.n_keys), dtype=query.dtype, device=query.device)
-        mask.memo[key_of_row] = bias if seen is None else bias.masked_fill_(~seen, float("-inf"))
-    bias = mask.memo[key_of_row].expand(-1, n_heads, -1, -1)
-    if steered is not None and outside is not None:
-        bias = bias + steered[:, None, None] * (math.log(alpha) * outside)[:, None, None]
+        row = torch.zeros((batch, 1, 1, mask.n_keys), dtype=query.dtype, device=query.device)
+        mask.memo[of_plain] = row if seen is None else row.masked_fill_(~seen, float("-inf"))
+    plain = mask.memo[of_plain]
+    if bias is None:
+        attn_mask = plain.expand(-1, n_heads, -1, -1)
+    else:
+        if (of_steered := ("steered row", query.device)) not in mask.memo:
+            mask.memo[of_steered] = plain + bias.of_keys().to(plain)
+        attn_mask = torch.where(bias.steered[:, None, None], mask.memo[of_steered], plain)
     groups = key.shape[1], n_heads // key.shape[1]
     out = F.scaled_dot_product_attention(
         query.reshape(batch, *groups, head_dim),
         key,
         value,
-        attn_mask=bias.reshape(batch, *groups, mask.n_keys).to(query.dtype),
+        attn_mask=attn_mask.reshape(batch, *groups, mask.n_keys),
         scale=scale,
     )
     return out.reshape(batch, n_heads, 1, value.shape[-1])
@@ -179,9 +200,7 @@ def _with_columns(
     key: torch.Tensor,
     value: torch.Tensor,
     padding: torch.Tensor | None,
-    outside: torch.Tensor | None,
-    steered: torch.Tensor | None,
-    alpha: float,
+    bias: KeyBias | None,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Query, key and value with 8 more columns, whose product is the summand of the logits; the value's are empty.
@@ -190,11 +209,11 @@ def _with_columns(
     """
     of_query = query.new_zeros(query.shape[1], COLUMNS)
     of_key = key.new_zeros(key.shape[0], key.shape[2], COLUMNS)
-    if steered is not None and outside is not None:
-        exact = outside * (math.log(alpha) / scale)
+    if bias is not None:
+        exact = bias.outside * (bias.log_alpha / scale)
         of_key[..., 0] = exact
         of_key[..., 1] = exact - of_key[..., 0]
-        of_query[:, :2] = steered[:, None]
+        of_query[:, :2] = bias.steered[:, None]
     if padding is not None:
         of_key[..., 2] = padding.to(key.device) * -min(OUT_OF_SIGHT / scale, torch.finfo(key.dtype).max / 4)
         of_query[:, 2] = 1
@@ -208,20 +227,19 @@ def _causal(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: KeyMask,
-    outside: torch.Tensor | None,
-    steered: torch.Tensor | None,
-    alpha: float,
+    bias: KeyBias | None,
     scale: float,
 ) -> torch.Tensor:
     """Causal attention of equally many queries and keys."""
-    if mask.padding is None and steered is not None and not steered.all():  # more columns on steered heads alone
+    if mask.padding is None and bias is not None and not bias.steered.all():  # more columns on steered heads alone
+        steered = bias.steered
         key, value = (repeat_heads(x, query.shape[1]) for x in (key, value))
         out = torch.empty((*query.shape[:3], value.shape[-1]), dtype=query.dtype, device=query.device)
-        for heads, chosen in ((steered, steered[steered]), (~steered, None)):
+        for heads, of_heads in ((steered, replace(bias, steered=steered[steered])), (~steered, None)):
             parts = query[:, heads], key[:, heads], value[:, heads]
-            out[:, heads] = _causal_of_all(*parts, None, outside, chosen, alpha, scale)
+            out[:, heads] = _causal_of_all(*parts, None, of_heads, scale)
         return out
-    return _causal_of_all(query, key, value, mask.padding, outside, steered, alpha, scale)
+    return _causal_of_all(query, key, value, mask.padding, bias, scale)
 
 
 def _causal_of_all(
@@ -229,15 +247,13 @@ def _causal_of_all(
     key: torch.Tensor,
     value: torch.Tensor,
     padding: torch.Tensor | None,
-    outside: torch.Tensor | None,
-    steered: torch.Tensor | None,
-    alpha: float,
+    bias: KeyBias | None,
     scale: float,
 ) -> torch.Tensor:
     """One call of the fused kernel."""
     width = value.shape[-1]
-    if padding is not None or steered is not None:
-        query, key, value = _with_columns(query, key, value, padding, outside, steered, alpha, scale)
+    if padding is not None or bias is not None:
+        query, key, value = _with_columns(query, key, value, padding, bias, scale)
     grouped = key.shape[1] != query.shape[1]
     if grouped and key.shape[-1] > 256:  # the fused CUDA kernels that share key heads end here
         key, value, grouped = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1]), False
@@ -250,21 +266,17 @@ def _in_blocks(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: KeyMask,
-    outside: torch.Tensor | None,
-    steered: torch.Tensor | None,
-    alpha: float,
+    bias: KeyBias | None,
     scale: float,
     softcap: float | None,
     s_aux: torch.Tensor | None,
 ) -> torch.Tensor:
     """Any mask, by blocks of query rows."""
-    width, bias = value.shape[-1], None
-    if steered is not None and softcap is None and s_aux is None:
-        query, key, value = _with_columns(query, key, value, None, outside, steered, alpha, scale)
-    elif (
-        steered is not None and outside is not None
-    ):  # what no fused kernel takes: log α joins the logits after soft-capping
-        bias = steered[:, None, None] * (math.log(alpha) * outside)[:, None, None]
+    width, summand = value.shape[-1], None
+    if bias is not None and softcap is None and s_aux is None:
+        query, key, value = _with_columns(query, key, value, None, bias, scale)
+    elif bias is not None:  # what no fused kernel takes: log α joins the logits after soft-capping
+        summand = bias.steered[:, None, None] * bias.of_keys()
     key, value = (repeat_heads(x, query.shape[1]) for x in (key, value))
     out = torch.empty((*query.shape[:3], width), dtype=query.dtype, device=query.device)
     for start in range(0, mask.n_query, QUERY_BLOCK):
@@ -273,6 +285,6 @@ def _in_blocks(
         last = min(mask.n_keys, end + mask.first_query - mask.first_key)
         args = query[:, :, start:end], key[:, :, first:last], value[:, :, first:last]
         seen = mask.block(start, end, first, last, query.device)
-        of_block = None if bias is None else bias[..., first:last]
+        of_block = None if summand is None else summand[..., first:last]
         out[:, :, start:end] = attend_block(*args, seen, scale, softcap, s_aux, of_block)[..., :width]
     return out

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ctxaware.auto.fit import fit, labelled_turns
-from ctxaware.auto.indicator import AutoIndicator
+from ctxaware.auto.indicator import FILE, WEIGHTS, AutoIndicator
 from ctxaware.auto.kept import kept_beside
 from ctxaware.auto.methods import PROBE, SLOT, usual_layer
 from ctxaware.auto.quality import Quality
@@ -18,6 +18,7 @@ from ctxaware.devices import choose_device, choose_dtype
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import indicator_id
 from ctxaware.models import load_config, load_model, load_tokenizer
+from ctxaware.runs.claim import refuse_foreign_file
 from ctxaware.runs.progress import progress_bar
 from ctxaware.runs.versions import versions
 
@@ -55,10 +56,13 @@ def fit_model(
         reason.
 
     Raises:
-        InputError: an option is wrong, there is no such model, or there are too few turns of one kind.
+        InputError: an option is wrong, there is no such model, there are too few turns of one kind, or a file of
+            somebody else's is in the way.
     """
     if not 0 <= run.beta <= 1:
         raise InputError(f"beta must be in 0–1, as scores are, got {run.beta:g}")
+    refuse_foreign_file(run.out / FILE, '"calibration"')
+    refuse_foreign_file(run.out / WEIGHTS, '"bias"')
     tokenizer = load_tokenizer(run.model, run.revision)
     if run.method == SLOT:
         indicator_id(tokenizer)

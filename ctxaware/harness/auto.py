@@ -105,7 +105,7 @@ class AutoMixin(_Marks):
             self._checked = self.cache_hook
             marking = f"indicator={AUTO} {self._auto.model} {self._auto.threshold}" if self._auto else None
             with one_line_in_lm_eval():
-                refuse_kept(self.cache_hook, marking or self.steered_as())
+                refuse_kept(self.cache_hook, "indicator or steering", marking or self.steered_as())
         if not self._auto:
             return super().apply_chat_template(chat_history, add_generation_prompt)
         add_to_samples(self._of_sample)

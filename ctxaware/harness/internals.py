@@ -12,6 +12,8 @@ from typing import Any
 
 from ctxaware.errors import InputError, first_line, print_error
 
+_OF_FILE = "ctxaware "  # begins the keys in a file of kept answers that are of no answer
+
 
 def _in_evaluation(name: str) -> Any | None:
     """A local variable of `simple_evaluate` or `evaluate`, where this is called from an evaluation, else None."""
@@ -215,27 +217,25 @@ def kept_answer(lm: Any, kind: str, arguments: tuple) -> Any | None:
     return None if kept is None else kept.get(hash_args(kind, arguments))
 
 
-def refuse_kept(cache_hook: Any, way: str | None) -> None:
-    """Refuse a file of kept answers that were given in another way than a run's are.
+def refuse_kept(cache_hook: Any, what: str, own: str | None) -> None:
+    """Refuse a file of kept answers that another model gave, or the same one in another way.
 
     Args:
         cache_hook: of the harness; one without a file is fine.
-        way: a name of the way of marking or steering, where the key of an answer does not show it; None where it does.
+        what: what a file of answers has one of, and the key of an answer does not show.
+        own: this run's; None where it has none.
 
     Raises:
-        InputError: the file holds answers of another way.
+        InputError: the file holds answers of another.
     """
-    from lm_eval.api.model import hash_args
-
     kept = cache_hook.dbdict
     if kept is None:
         return
-    key = hash_args("marking", ())
-    if way is not None and not len(kept):
-        kept[key] = way
-    if kept.get(key) != way:
-        neither = "neither indicator=auto nor steering"
+    key = f"{_OF_FILE}{what}"
+    if all(name.startswith(_OF_FILE) for name in kept):  # no answer yet
+        kept[key] = own
+    if (stored := kept.get(key)) != own:
         raise InputError(
-            f"the kept answers (use_cache) are of {kept.get(key) or neither}, this run is of {way or neither}, and a "
-            f"prompt is the same in both; pass another file"
+            f"the kept answers (use_cache) are of another {what}: {stored or 'none'}, in this run {own or 'none'}; "
+            "pass another file"
         )

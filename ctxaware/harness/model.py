@@ -23,9 +23,16 @@ from ctxaware.devices import choose_device
 from ctxaware.errors import InputError
 from ctxaware.harness.auto import AutoMixin, longest_start
 from ctxaware.harness.hf import PrefixReuseLM
-from ctxaware.harness.internals import one_line_in_lm_eval
+from ctxaware.harness.internals import one_line_in_lm_eval, refuse_kept
 from ctxaware.harness.steering import SteeringMixin
-from ctxaware.models import BETWEEN_LIBRARIES, adapter_of, check_checkpoint, check_finite, is_adapter
+from ctxaware.models import (
+    BETWEEN_LIBRARIES,
+    adapter_of,
+    check_checkpoint,
+    check_finite,
+    files_fingerprint,
+    is_adapter,
+)
 
 _DEFAULT_DEVICE = "cuda:0"  # what `lm_eval` passes where nobody named a device, also without a GPU
 # arguments with which the harness loads something else than the files of `pretrained`
@@ -51,11 +58,14 @@ class ContextLM(AutoMixin, SteeringMixin, PrefixReuseLM):
         if device == _DEFAULT_DEVICE and not torch.cuda.is_available():
             device = kwargs["device"] = "cpu"
         self._messages: dict[str, list[dict]] = {}
+        loaded_otherwise = _LOADED_OTHERWISE & {key for key, value in kwargs.items() if value}
+        is_ours_to_load = isinstance(name, str) and not loaded_otherwise
+        self._files = (name, kwargs.get("revision"), kwargs.get("peft")) if is_ours_to_load else None
         with one_line_in_lm_eval():
             refuse_misspelt(type(self), kwargs)
             if isinstance(name, str) and device is not None:
                 choose_device(device)
-            if isinstance(name, str) and not _LOADED_OTHERWISE & {key for key, value in kwargs.items() if value}:
+            if is_ours_to_load:
                 check_checkpoint(name, kwargs.get("revision"))
             if (peft := kwargs.get("peft")) and adapter_of(peft) and is_adapter(str(name), kwargs.get("revision")):
                 raise InputError(
@@ -68,6 +78,18 @@ class ContextLM(AutoMixin, SteeringMixin, PrefixReuseLM):
             if isinstance(name, str):
                 self._check_device(device)
                 check_finite(name, self.model)
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """As the base; kept answers of another model or in another dtype are refused (`use_cache`).
+
+        The harness's file does not say whose they are. Of a model that is passed as an object, nothing is known.
+        """
+        super().set_cache_hook(cache_hook)
+        if self._files and cache_hook.dbdict is not None:
+            name, revision, adapter = self._files
+            prints = [files_fingerprint(name, revision), *([files_fingerprint(adapter)] if adapter else [])]
+            with one_line_in_lm_eval():
+                refuse_kept(cache_hook, "model", f"{' with adapter '.join(prints)}, {self.model.dtype}")
 
     def _check_device(self, device: str | None) -> None:
         """The harness passes over a device that it doesn't know, and takes another."""

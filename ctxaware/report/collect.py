@@ -132,8 +132,14 @@ def _is_walked(folder: Path, root: Path, left_out: list[str]) -> bool:
         return False
     if folder.name == DATA and (folder.parent / RUN).is_file():  # what a recipe made its data of
         return False
+    steer = folder.parent.parent
     if _OF_STEER.fullmatch(f"{folder.parent.name}/{folder.name}") and folder.parent != root:
-        return not (folder.parent.parent / STEERING).is_file()  # the file says what is to be shown of these
+        if (steer / STEERING).is_file():  # it says what is to be shown of these
+            return False
+        if (steer / RUN).is_file():
+            line = f"{steer}: ctxaware steer is not done; give its command again"
+            left_out += [line] if line not in left_out else []
+            return False
     if not folder.name.startswith("."):
         return True
     found = [file for file in folder.rglob("*") if _OF_HARNESS.fullmatch(file.name)]

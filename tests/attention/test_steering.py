@@ -405,7 +405,8 @@ def test_in_bfloat16_the_columns_keep_log_alpha_to_a_ten_thousandth(alpha):
     """One column of bfloat16 would be off by up to 1% of a weight."""
     query, key, value = (torch.zeros(1, 2, 3, 16, dtype=torch.bfloat16) for _ in range(3))
     outside, steered = torch.tensor([[True, False, True]]), torch.tensor([True, False])
-    query, key, _ = key_bias._with_columns(query, key, value, None, outside, steered, alpha, 0.25)
+    bias = key_bias.KeyBias(math.log(alpha), outside, steered)
+    query, key, _ = key_bias._with_columns(query, key, value, None, bias, 0.25)
     summand = query.double() @ key.double().transpose(2, 3) * 0.25
     expected = math.log(alpha) * (steered[:, None, None] & outside[0])
     torch.testing.assert_close(summand[0], expected.double().expand(2, 3, 3), atol=1e-4, rtol=0)

@@ -224,6 +224,17 @@ def test_the_command_writes_beside_the_model_and_prints_what_it_is_worth(
     assert f"threshold {loaded.threshold:.3f}: marks" in said
 
 
+@pytest.mark.parametrize("name", ["auto_indicator.json", "auto_indicator.safetensors"])
+def test_a_fit_does_not_write_over_somebody_s_file(tmp_path, tokenizer, name):
+    from ctxaware.auto.run import FitRun, fit_model
+
+    folder = save_model(tmp_path / "model", tokenizer)
+    (folder / name).write_text('{"mine": 1}')
+    with pytest.raises(InputError, match=f"{name} is there and ctxaware did not write it"):
+        fit_model(FitRun(str(folder), folder, "slot", 0.6), scored(), {})
+    assert (folder / name).read_text() == '{"mine": 1}'
+
+
 @pytest.mark.parametrize("method", ["slot", "probe"])
 def test_an_interrupted_fit_goes_on_and_gives_the_same_to_the_bit(tmp_path, model, tokenizer, monkeypatch, method):
     monkeypatch.setattr(fitting, "CHUNK", 16)

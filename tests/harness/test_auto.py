@@ -305,7 +305,10 @@ def test_samples_say_what_was_decided_and_kept_answers_belong_to_one_way_of_mark
         (r["resps"], r["indicator_probability"], r["indicator"]) for r in rows
     ]
     for other in (make("never"), make(indicator_threshold=0.7)):
-        with pytest.raises(InputError, match=r"kept answers .* are of indicator=auto none 0.5, this run"):
+        with pytest.raises(
+            InputError,
+            match=r"kept answers .* are of another indicator or steering: indicator=auto none 0.5, in this run",
+        ):
             run(other, "other")
 
 

@@ -12,6 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from support import tiny
 from support.architectures import CONFIGS, random_model
+from transformers import AutoModelForCausalLM
 
 from ctxaware import ContextLM
 from ctxaware.errors import InputError
@@ -300,6 +301,31 @@ def test_an_interrupted_run_asks_only_what_is_left(make, tmp_path, monkeypatch):
     again = evaluate(make(), ["nih_ctx"], use_cache=str(tmp_path / "cache"))["samples"]["nih_ctx"]
     assert len(n_calls) == 5 + 2  # six prompts, four kept
     assert [s["resps"] for s in again] == [s["resps"] for s in whole]
+
+
+@pytest.mark.parametrize("other", ["weights", "dtype", "adapter"])
+def test_kept_answers_belong_to_one_model(model_folder, tmp_path, other):
+    """The harness's file of kept answers does not say whose they are."""
+    kept, arguments = str(tmp_path / "kept"), {"pretrained": str(model_folder), "device": "cpu"}
+    run = evaluate(ContextLM(**arguments), ["nih_ctx"], use_cache=kept)
+    if other == "weights":
+        arguments["pretrained"] = str(
+            tiny.save_model(tmp_path / "other", tiny.byte_level_tokenizer(), initializer_range=0.1)
+        )
+    elif other == "dtype":
+        arguments["dtype"] = "bfloat16"
+    else:
+        peft = pytest.importorskip("peft")
+        settings = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+        adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(model_folder), settings)
+        adapted.save_pretrained(tmp_path / "adapter")
+        arguments["peft"] = str(tmp_path / "adapter")
+    with pytest.raises(
+        InputError, match=r"kept answers \(use_cache\) are of another model: sha256:.*, in this run sha"
+    ):
+        evaluate(ContextLM(**arguments), ["nih_ctx"], use_cache=kept)
+    again = evaluate(ContextLM(pretrained=str(model_folder), device="cpu"), ["nih_ctx"], use_cache=kept)
+    assert [s["resps"] for s in again["samples"]["nih_ctx"]] == [s["resps"] for s in run["samples"]["nih_ctx"]]
 
 
 # what steering builds on

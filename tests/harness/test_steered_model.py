@@ -249,7 +249,9 @@ def test_kept_answers_belong_to_one_way_of_steering(model, tokenizer, tmp_path):
     first = run(**steered)
     assert run(**steered) == first
     for other in ({}, {**steered, "steer_alpha": 0.5}, {**steered, "steer_heads": "retrieval"}):
-        with pytest.raises(InputError, match=r"of steering alpha=0.01 heads=\w+, this run is of (neither|s)"):
+        with pytest.raises(
+            InputError, match=r"indicator or steering: steering alpha=0.01 heads=\w+, in this run (none|s)"
+        ):
             run(**other)
 
 

@@ -149,6 +149,10 @@ def test_of_steering_the_reported_half_is_shown_and_never_the_choosing_one(tmp_p
     write_run(folder / "whole", {"squad_contain": [1.0]}, model="other")
     assert [evaluation.model for evaluation in collect([("steer", folder)]).evaluations] == ["model", "other"]
     assert collect([("half", folder / "choosing" / "baseline")]).evaluations, "what is named is shown"
+    (folder / "steer.json").rename(folder / "run.json")  # as if it had been killed
+    killed = collect([("steer", folder)])
+    assert [evaluation.model for evaluation in killed.evaluations] == ["model", "other"]
+    assert killed.left_out == [f"{folder}: ctxaware steer is not done; give its command again"]
 
 
 def test_ratings_stand_by_category_and_in_the_table_of_scores(tmp_path):

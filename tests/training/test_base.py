@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from support import tiny
@@ -6,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import indicator_id
 from ctxaware.training.base import prepare_base
+from ctxaware.training.trainer import build_trainer
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -50,6 +53,19 @@ def test_an_adapter_is_merged_into_the_prepared_base_that_another_one_is_trained
     ids = torch.tensor([[5, 6, 7]])
     merged = AutoModelForCausalLM.from_pretrained(base)
     torch.testing.assert_close(merged(ids).logits, lower(ids).logits, atol=1e-5, rtol=0)
+
+
+def test_training_on_an_adapter_is_refused(tmp_path, model_folder):
+    """TRL would put a second adapter on it, and the saved one would be of a base that nobody has."""
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(model_folder), peft.LoraConfig())
+    adapted.save_pretrained(tmp_path / "adapter")
+    arguments = SimpleNamespace(
+        training=SimpleNamespace(model_init_kwargs=None),
+        model=SimpleNamespace(dtype="float32", attn_implementation="sdpa", model_revision="main"),
+    )
+    with pytest.raises(InputError, match=r"adapter is an adapter, .* would make an adapter on an adapter; merge it"):
+        build_trainer(arguments, str(tmp_path / "adapter"), None, None)
 
 
 def test_another_base_or_template_in_the_folder_is_refused(tmp_path, model_folder):
