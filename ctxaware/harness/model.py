@@ -59,14 +59,14 @@ class ContextLM(AutoMixin, SteeringMixin, PrefixReuseLM):
             device = kwargs["device"] = "cpu"
         self._messages: dict[str, list[dict]] = {}
         loaded_otherwise = _LOADED_OTHERWISE & {key for key, value in kwargs.items() if value}
-        is_ours_to_load = isinstance(name, str) and not loaded_otherwise
-        self._files = (name, kwargs.get("revision"), kwargs.get("peft")) if is_ours_to_load else None
+        is_checked = isinstance(name, str) and not loaded_otherwise
+        self._files = (str(name), kwargs.get("revision"), kwargs.get("peft")) if is_checked else None
         with one_line_in_lm_eval():
             refuse_misspelt(type(self), kwargs)
             if isinstance(name, str) and device is not None:
                 choose_device(device)
-            if is_ours_to_load:
-                check_checkpoint(name, kwargs.get("revision"))
+            if is_checked:
+                check_checkpoint(str(name), kwargs.get("revision"))
             if (peft := kwargs.get("peft")) and adapter_of(peft) and is_adapter(str(name), kwargs.get("revision")):
                 raise InputError(
                     f"pretrained={name} is an adapter too, which would be left out; merge it into its base "
