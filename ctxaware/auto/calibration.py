@@ -1,5 +1,6 @@
 """Log-odds → probabilities, fitted by scikit-learn, kept as a few numbers; and how good probabilities are."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,8 @@ def sigmoid(values: np.ndarray) -> np.ndarray:
 def fit_calibration(log_odds: np.ndarray, is_positive: np.ndarray) -> Calibration:
     """Isotonic regression where there are `ISOTONIC_FROM` turns or more, else Platt's logistic curve.
 
+    Neither falls: where higher log-odds went with fewer positives, every prompt gets the share of positives.
+
     Args:
         log_odds: float `[n]`.
         is_positive: bool `[n]`, of both kinds.
@@ -87,7 +90,11 @@ def fit_calibration(log_odds: np.ndarray, is_positive: np.ndarray) -> Calibratio
     from sklearn.linear_model import LogisticRegression
 
     fitted = LogisticRegression(C=1e6, max_iter=1000).fit(log_odds[:, None], is_positive)
-    return Calibration(PLATT, (float(fitted.coef_[0, 0]),), (float(fitted.intercept_[0]),))
+    slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    if slope < 0:
+        share = float(is_positive.mean())
+        slope, intercept = 0.0, math.log(share / (1 - share))
+    return Calibration(PLATT, (slope,), (intercept,))
 
 
 @dataclass(frozen=True)
@@ -128,18 +135,31 @@ def error_by_chance(probabilities: np.ndarray) -> float:
     return float(np.mean([reliability(probabilities, is_positive).error for is_positive in draws]))
 
 
-def auroc(scores: np.ndarray, is_positive: np.ndarray) -> float:
+def auroc(scores: np.ndarray, is_positive: np.ndarray, parts: np.ndarray | None = None) -> float:
     """The chance that a positive has a higher score than a negative, ties counting half.
 
+    Of cross-validation only pairs of one part are compared: each part's scores are of a fit of its own, whose base rate
+    lacks that part, so that pairs across parts fall below chance where nothing was learnt (Parker et al., 2007).
+
+    Args:
+        scores: float `[n]`.
+        is_positive: bool `[n]`.
+        parts: int `[n]`, which fit a score is of; None where all are of one.
+
     Raises:
-        InputError: there are none of one kind.
+        InputError: there is no pair to compare.
     """
     from scipy.stats import rankdata
 
-    if is_positive.all() or not is_positive.any():
+    above, n_pairs = 0.0, 0
+    for part in [0] if parts is None else np.unique(parts):
+        own = slice(None) if parts is None else parts == part
+        positive = is_positive[own]
+        n_positive = int(positive.sum())
+        above += rankdata(scores[own])[positive].sum() - n_positive * (n_positive + 1) / 2  # Mann and Whitney's U
+        n_pairs += n_positive * (len(positive) - n_positive)
+    if not n_pairs:
         raise InputError(
             f"AUROC needs turns of both kinds, got {int(is_positive.sum())} of {len(is_positive)} positive"
         )
-    n_positive = int(is_positive.sum())
-    above = rankdata(scores)[is_positive].sum() - n_positive * (n_positive + 1) / 2  # Mann and Whitney's U
-    return float(above / (n_positive * (len(is_positive) - n_positive)))
+    return float(above / n_pairs)

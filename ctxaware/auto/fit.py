@@ -147,10 +147,13 @@ def fit(
         log_odds = _in_chunks(lambda forks: np.array(read_log_odds(model, slot, forks, advance)), turns.forks, keep)
     if not np.isfinite(log_odds).all():
         raise InputError(f"the {method} gives numbers that are not finite in {model.dtype}", "pass {dtype} float32")
-    probabilities = np.empty(len(log_odds))
-    for rest, held_out in folds:
+    probabilities, parts = np.empty(len(log_odds)), np.zeros(len(log_odds), np.int64)
+    for part, (rest, held_out) in enumerate(folds):
         probabilities[held_out] = fit_calibration(log_odds[rest], is_positive[rest])(log_odds[held_out])
-    result = quality(probabilities, is_positive, turns.conversations)
+        parts[held_out] = part
+    result = quality(
+        log_odds, probabilities, is_positive, turns.conversations, parts if method == PROBE else None
+    )  # the slot's log-odds are the model's own, whichever turns are calibrated on
     threshold = _best_threshold(probabilities, is_positive)
     chosen = at_threshold(probabilities, is_positive, threshold)
     indicator = AutoIndicator(
@@ -234,5 +237,6 @@ def measure(
     Raises:
         InputError: all turns are of one kind.
     """
-    log_odds = read_log_odds(model, indicator.method, turns.forks, advance)
-    return quality(indicator.calibration(log_odds), turns.scores > indicator.beta, turns.conversations)
+    log_odds = np.array(read_log_odds(model, indicator.method, turns.forks, advance), dtype=np.float64)
+    is_positive = turns.scores > indicator.beta
+    return quality(log_odds, indicator.calibration(log_odds), is_positive, turns.conversations)

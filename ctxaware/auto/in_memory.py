@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _N_ROWS = 4  # compared of a tensor: whatever trains or merges a matrix changes each of its rows
 _RTOL, _ATOL = 2.0**-7, 1e-7  # the rounding of weights that were bfloat16 or float16 at some time
+_ROUNDING = 2.0**-8  # of a row of bfloat16, once in the base and once after merging
 _OF_PEFT = re.compile(r"^base_model\.model\.|\.base_layer(?=\.)|\.(token_adapter|original_module)(?=\.)")
 
 
@@ -49,6 +50,8 @@ def check_in_memory(model: Any, name: str) -> None:
     elif adapter and not differing & {key for key, is_adapted in adapted.items() if is_adapted}:
         trained = [rows for key, rows in on_top.items() if "lora_B" in key]
         problem = "it is without its adapter" if any(rows.any() for rows in trained) else None
+    elif adapter and _is_merged_otherwise(tensors, of_base, name):
+        problem = "another adapter is merged into it"
     if problem:
         raise InputError(
             f"the model is not that of {name}, which this automatic indicator belongs to: {problem}; "
@@ -64,6 +67,37 @@ def _has_adapter(model: Any, on_top: Mapping[str, "torch.Tensor"]) -> bool:
         tensors = get_peft_model_state_dict(model, adapter_name=each, save_embedding_layers=False)
         if not _differing({_OF_PEFT.sub("", key): value for key, value in tensors.items()}, on_top):
             return True
+    return False
+
+
+def _is_merged_otherwise(
+    tensors: Mapping[str, "torch.Tensor"], of_base: Mapping[str, "torch.Tensor"], adapter: str
+) -> bool:
+    """Whether what was added to a base is not of a LoRA adapter: it adds s·B·A, whose rows are combinations of A's.
+
+    Rows are compared by what is left of them beside A's rows, against the rounding of bfloat16; where an adapter adds
+    no more than that, or in another way (DoRA, transposed matrices), nothing is said.
+    """
+    import torch
+    from safetensors import safe_open
+
+    for path in weight_files(adapter):
+        with safe_open(path, "pt") as file:
+            keys = {_OF_PEFT.sub("", key): key for key in file.keys()}  # noqa: SIM118
+            if any("lora_magnitude_vector" in key for key in keys):
+                continue
+            for weight in of_base.keys() & tensors.keys():
+                if (of_a := keys.get(f"{weight.removesuffix('.weight')}.lora_A.weight")) is None:
+                    continue
+                own, base = (x[:_N_ROWS].detach().cpu().double() for x in (tensors[weight], of_base[weight]))
+                a = file.get_tensor(of_a).double()
+                if own.shape != base.shape or own.shape[-1] != a.shape[-1]:
+                    continue
+                added = own - base
+                left = added - added @ torch.linalg.pinv(a) @ a
+                is_more = left.norm(dim=-1) > torch.maximum(_ROUNDING * own.norm(dim=-1), added.norm(dim=-1) / 2)
+                if is_more.any():
+                    return True
     return False
 
 

@@ -227,7 +227,7 @@ def load_auto_indicator(
             f"{FILE} of {name} is of other weights ({indicator.model}, these are {found}); fit it again on this model"
         )
     if not indicator.tells_apart:
-        text = "%s of %s does not tell prompts that need their context from others: the interval of its AUROC holds 0.5"
+        text = "%s of %s does not tell prompts that need their context from others: its AUROC may be 0.5 or less"
         logger.warning(text, FILE, name)
     return indicator
 

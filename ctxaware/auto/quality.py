@@ -1,11 +1,13 @@
 """How well probabilities tell context-dependent turns from others: AUROC, calibration error, what a threshold marks."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ctxaware.auto.calibration import Reliability, auroc, error_by_chance, reliability
+from ctxaware.errors import InputError
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _RESAMPLES = 1000
@@ -61,22 +63,30 @@ class Quality:
         }
 
 
-def quality(probabilities: np.ndarray, is_positive: np.ndarray, conversations: np.ndarray) -> Quality:
-    """Of turns by their probabilities.
+def quality(
+    log_odds: np.ndarray,
+    probabilities: np.ndarray,
+    is_positive: np.ndarray,
+    conversations: np.ndarray,
+    parts: np.ndarray | None = None,
+) -> Quality:
+    """Of turns by their log-odds, which AUROC is of, and what a calibration makes of these.
 
     Args:
+        log_odds: float `[n]`.
         probabilities: float `[n]`, 0–1.
         is_positive: bool `[n]`.
         conversations: int `[n]`: turns of one conversation depend on each other.
+        parts: int `[n]`: which fit a turn's log-odds are of (`auroc`); None where all are of one.
 
     Raises:
         InputError: all turns are of one kind.
     """
-    low, high = _auroc_interval(probabilities, is_positive, conversations)
+    low, high = _auroc_interval(log_odds, is_positive, conversations, parts)
     return Quality(
         len(probabilities),
         int(is_positive.sum()),
-        auroc(probabilities, is_positive),
+        auroc(log_odds, is_positive, parts),
         low,
         high,
         reliability(probabilities, is_positive),
@@ -91,14 +101,16 @@ def at_threshold(probabilities: np.ndarray, is_positive: np.ndarray, threshold: 
     return At(threshold, float(marked.mean()), float(marked[is_positive].mean()), float(marked[~is_positive].mean()))
 
 
-def _auroc_interval(scores: np.ndarray, is_positive: np.ndarray, conversations: np.ndarray) -> tuple[float, float]:
+def _auroc_interval(
+    scores: np.ndarray, is_positive: np.ndarray, conversations: np.ndarray, parts: np.ndarray | None
+) -> tuple[float, float]:
     rng = np.random.default_rng(0)
     names, where = np.unique(conversations, return_inverse=True)
     rows = [np.flatnonzero(where == i) for i in range(len(names))]
     values = []
     for _ in range(_RESAMPLES):
         drawn = np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])
-        if is_positive[drawn].any() and not is_positive[drawn].all():
-            values.append(auroc(scores[drawn], is_positive[drawn]))
+        with contextlib.suppress(InputError):  # none of one kind was drawn
+            values.append(auroc(scores[drawn], is_positive[drawn], None if parts is None else parts[drawn]))
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)

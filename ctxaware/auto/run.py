@@ -69,7 +69,9 @@ def fit_model(
         if run.layer is not None:
             raise InputError("a layer goes with the probe; the slot looks at the model's own predictions")
     layers = parse_probe_layers(run.layer, load_config(run.model, run.revision)) if run.method == PROBE else []
-    turns = labelled_turns(tokenizer, scored, run.method, run.beta, run.max_length)
+    config = load_config(run.model, run.revision).get_text_config(decoder=True)
+    window = getattr(config, "max_position_embeddings", None) or run.max_length
+    turns = labelled_turns(tokenizer, scored, run.method, run.beta, min(run.max_length, window))
     if turns.left_out and not turns.forks:
         ((reason, n),) = turns.left_out.most_common(1)
         raise InputError(f"no turn can be read; {n:,} are left out: {reason}")

@@ -1,5 +1,6 @@
 """Everything of an experiment that can be known to be wrong before training starts, each problem a line."""
 
+import dataclasses
 import difflib
 import itertools
 import re
@@ -16,6 +17,7 @@ from ctxaware.errors import InputError
 from ctxaware.experiment.config import Data, Model
 from ctxaware.experiment.plan import Plan
 from ctxaware.experiment.recipes import located
+from ctxaware.scores.formula import DEFAULT_MAX_LENGTH
 
 _EXTRAS = {"trl": "train", "peft": "train", "snakemake": "experiment"}
 _UNSAFE = re.compile(r"[^\w./~+@-]")  # in a path: what --model_args or Snakemake would read as more than a name
@@ -98,6 +100,9 @@ def _models(plan: Plan) -> Iterator[str]:
             yield f"{where}{base} has {INDICATOR} already, so it is no base; name the model that it was made from"
         if plan.experiment.evaluate.before_tuning == "with_template" and not load_tokenizer(base).chat_template:
             yield f"{where}{base} has no chat template; set evaluate: before_tuning: without_template"
+        length = settings.get("max_length", DEFAULT_MAX_LENGTH)
+        if isinstance(length, int) and window and length > window:
+            yield f"{where}max_length {length} is past the model's window of {window} tokens"
         longest = plan.metadata(model, data).get("max_context_length", 0)
         if isinstance(longest, int) and window and longest > window:
             yield f"{where}max_context_length {longest} is past the model's window of {window} tokens"
@@ -118,6 +123,8 @@ def _scoring(plan: Plan, model: Model, data: Data) -> Iterator[str]:
         name = trained.command[trained.command.index("--model_name_or_path") + 1]
     config = load_config(name)
     layer, length = plan.experiment.score_layer, plan.score_max_length(model, data)
+    if plan.settings(model, data).get("max_length", length) is None and not plan.experiment.score_max_length:
+        yield f"max_length of {model.name}, {data.name} is null, so training cuts nothing: set score_max_length"
     if problem := _message(parse_layers, str(layer), config.get_text_config(decoder=True).num_hidden_layers):
         yield f"score_layer of {name}: {problem.replace('pass layer', 'set score_layer')}"
     window = _window(config)
@@ -141,20 +148,32 @@ def _data(plan: Plan) -> Iterator[str]:
 
 
 def _tasks(plan: Plan) -> Iterator[str]:
+    from ctxaware.harness.grid import check_needle_settings
+    from ctxaware.harness.reading import check_prompt
     from ctxaware.harness.settings import NeedleSettings, ReadingSettings, resolve
 
     yield from _unknown_tasks(plan.experiment.evaluate.tasks)
     for model, data in _pairs(plan):
-        metadata = plan.metadata(model, data)
-        for cls in (NeedleSettings, ReadingSettings):
-            if problem := _message(resolve, cls, metadata, f"{model.name}, {data.name}"):
-                yield f"metadata of {problem}"
-        for name in ("source", "haystack"):
+        script, metadata = plan.script(data), plan.metadata(model, data)
+        where = f"metadata of {model.name}, {data.name}: "
+        made = {  # by a script, later
+            name
+            for name, value in metadata.items()
+            if script and isinstance(value, str) and value.startswith(str(script.folder))
+        }
+        for cls, check in ((NeedleSettings, check_needle_settings), (ReadingSettings, check_prompt)):
+            try:
+                settings = resolve(cls, metadata, f"{model.name}, {data.name}")
+            except InputError as error:
+                yield f"metadata of {error}"
+                continue
+            settings = dataclasses.replace(settings, needle="sf") if "needle" in made else settings
+            if problem := _message(check, settings):
+                yield f"{where}{problem}"
+        for name in {"source", "haystack"} - made:
             path = metadata.get(name)
             if isinstance(path, str) and path not in (HUB, BUILTIN) and not Path(path).exists():
-                made = any(step and path.startswith(str(step.folder)) for step in [plan.script(data)])
-                if not made:
-                    yield f"metadata of {model.name}, {data.name}: {name} {path} does not exist"
+                yield f"{where}{name} {path} does not exist"
 
 
 def _unknown_tasks(tasks: Sequence[str]) -> Iterator[str]:

@@ -141,12 +141,12 @@ class Plan(Tuning):
         bench = self.experiment.mt_bench
         if bench is None:
             return None
-        questions = self._of_mt_bench("mt_bench/question.jsonl")
-        key, name = key_of(trained.key, bench.data_dir, bench.max_new_tokens, questions), short_name(trained)
+        folder = self._mt_bench_folder(model, data)
+        key, name = key_of(trained.key, bench.data_dir, bench.max_new_tokens, folder.name), short_name(trained)
         words = ["ctxaware", "mt-bench", "answer", "--model", model_args["pretrained"], "--model-id", f"{name}-{key}"]
         words += ["--peft", model_args["peft"]] if "peft" in model_args else []
         words += ["--indicator", "always"] if trained.kind != VANILLA else []
-        words += ["--data-dir", bench.data_dir, "--out", str(self._mt_bench_folder(model, data))]
+        words += ["--data-dir", bench.data_dir, "--out", str(folder)]
         words += ["--max-new-tokens", str(bench.max_new_tokens), "--batch-size", str(bench.batch_size)]
         n_gpus = min(self.n_gpus, 1)
         return make_step(self.out, "answer", name, key, words, inputs=(trained,), n_gpus=n_gpus)
@@ -158,16 +158,17 @@ class Plan(Tuning):
         return [content_hash(path) for path in paths if path.exists()]
 
     def _mt_bench_folder(self, model: Model, data: Data) -> Path:
-        """Answers of all models in one folder, as FastChat compares them."""
-        return self.out / "mt_bench" / f"{model.name}-{data.name}"
+        """Answers of all models in one folder, as FastChat compares them; for each state of its data and judge one."""
+        assert self.experiment.mt_bench is not None
+        read = self._of_mt_bench("mt_bench/question.jsonl", "mt_bench/reference_answer", "judge_prompts.jsonl")
+        return self.out / "mt_bench" / f"{model.name}-{data.name}-{key_of(read, self.experiment.mt_bench.base_url)}"
 
     def _judge(self, model: Model, data: Data, rows: Sequence[Row]) -> Step | None:
         bench = self.experiment.mt_bench
         answers = [row.answers for row in rows if row.answers]
         if bench is None or bench.judge is None:
             return None
-        read = self._of_mt_bench("mt_bench/reference_answer", "judge_prompts.jsonl")
-        key = key_of([step.key for step in answers], bench.judge, bench.base_url, read)
+        key = key_of([step.key for step in answers], bench.judge)
         words = ["ctxaware", "mt-bench", "judge", "--out", str(self._mt_bench_folder(model, data))]
         words += ["--data-dir", bench.data_dir, "--judge-model", bench.judge, "--parallel", str(bench.parallel)]
         words += ["--base-url", bench.base_url] if bench.base_url else []

@@ -51,7 +51,7 @@ class Tuning:
         is_free = self.n_processes > 1 and "main_process_port" not in launch
         self._port = ["--main_process_port", "0"] if is_free else []  # any free one: jobs may share a machine
         self._read: dict[str, dict[str, Any]] = {}
-        self._versions: dict[str, str] = {}
+        self._versions: dict[tuple[str, str | None], str] = {}
         self.prepared = {data.name: self._prepare(data) for data in experiment.data}
 
     def settings(self, model: Model, data: Data) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Tuning:
                     raise InputError(f"{path} must hold a mapping, key: value")
                 self._read[path] = content
             merged |= self._read[path]
-        return merged
+        return {name: _as_recipes_read(name, value) for name, value in merged.items()}
 
     def base(self, model: Model) -> str:
         """Hub name or folder of the base."""
@@ -116,7 +116,7 @@ class Tuning:
         settings = {name: value for name, value in self.settings(model, data).items() if changes_weights(name)}
         precision = [] if self.mixed_precision == "no" else [self.mixed_precision]
         prepared = self.prepared[data.name].key
-        return [self._version_of_model(self.base(model)), settings, self.n_processes, prepared, *precision]
+        return [self._version_of_base(model, data), settings, self.n_processes, prepared, *precision]
 
     def vanilla(self, model: Model, data: Data, seed: int) -> Step:
         """Instruction tuning as usual."""
@@ -158,7 +158,7 @@ class Tuning:
         """The base with `[IND]`, which runs of several seeds and thresholds share."""
         settings = self.settings(model, data)
         of_base = [settings.get(name) for name in ("chat_template", "use_peft", "model_revision")]
-        return self.out / "base" / f"{model.name}-{key_of(self._version_of_model(self.base(model)), of_base)}"
+        return self.out / "base" / f"{model.name}-{key_of(self._version_of_base(model, data), of_base)}"
 
     def indicator(self, model: Model, data: Data, seed: int, threshold: float) -> Step:
         """The same with `[IND]` on the instructions that score above the threshold."""
@@ -178,11 +178,17 @@ class Tuning:
         name = f"{model.name}-{data.name}-beta-{threshold:.12g}-seed-{seed}"
         return self._trains("indicator", "sft_indicator.py", name, key, model, data, words=words, reads=(scores,))
 
-    def _version_of_model(self, name: str) -> str:
-        """A folder's files, or the hub name."""
-        if name not in self._versions:
-            self._versions[name] = files_fingerprint(name) if Path(name).is_dir() else name
-        return self._versions[name]
+    def _version_of_model(self, name: str, revision: str | None = None) -> str:
+        """A folder's files, or the hub's commit; the hub name where that can't be asked."""
+        if (name, revision) not in self._versions:
+            try:
+                self._versions[name, revision] = files_fingerprint(name, revision)
+            except InputError:  # the check says so
+                self._versions[name, revision] = name
+        return self._versions[name, revision]
+
+    def _version_of_base(self, model: Model, data: Data) -> str:
+        return self._version_of_model(self.base(model), self.settings(model, data).get("model_revision"))
 
     def device(self, model: Model, data: Data) -> list[str]:
         """Where scoring and evaluation run, if the recipe says so."""
@@ -194,6 +200,15 @@ class Tuning:
             return words
         launch = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(self.n_gpus)]
         return [*launch, "--main_process_port", "0", "-m", *words]
+
+
+def _as_recipes_read(name: str, value: Any) -> Any:
+    """A recipe's setting that was written as text ("64", "false") as the recipe takes it, where it matters here."""
+    if name in ("use_peft", "use_cpu") and isinstance(value, str):
+        return value.strip().lower() in ("yes", "true", "t", "y", "1")  # as transformers reads it
+    if name == "max_length" and isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    return value
 
 
 def _model_name(name: str) -> str:

@@ -14,6 +14,7 @@ from ctxaware.chat import defuse, special_token_pattern
 from ctxaware.errors import InputError
 from ctxaware.harness.haystack import load_haystack
 from ctxaware.harness.needles import Needle, load_needle, logger
+from ctxaware.harness.prompts import PROMPT_TEMPLATES
 from ctxaware.harness.settings import NeedleSettings
 
 if TYPE_CHECKING:
@@ -227,6 +228,24 @@ def build_grid(
             }
 
 
+def check_needle_settings(settings: NeedleSettings) -> tuple[list[int], list[float], Needle]:
+    """The lengths, depths and needle of settings, without a haystack or a model.
+
+    Raises:
+        InputError: a setting is out of range, or the needle can't be read.
+    """
+    if settings.prompt_template not in PROMPT_TEMPLATES:
+        raise InputError(f"prompt_template must be in 1-{len(PROMPT_TEMPLATES)}, got {settings.prompt_template}")
+    if settings.num_context_lengths * settings.num_depths > MAX_CELLS:
+        raise InputError(
+            f"a grid has at most {MAX_CELLS:,} cells, got {settings.num_context_lengths} x {settings.num_depths}"
+        )
+    lengths = grid_context_lengths(
+        settings.min_context_length, settings.max_context_length, settings.num_context_lengths, settings.reserve
+    )
+    return lengths, grid_depths(settings.num_depths), load_needle(settings.needle)
+
+
 def needle_documents(
     settings: NeedleSettings, tokenizer: PreTrainedTokenizerBase, window: int | None = None
 ) -> list[dict]:
@@ -248,15 +267,7 @@ def needle_documents(
             f"{limit:,} tokens",
             "lower {max_context_length}",
         )
-    if settings.num_context_lengths * settings.num_depths > MAX_CELLS:
-        raise InputError(
-            f"a grid has at most {MAX_CELLS:,} cells, got {settings.num_context_lengths} x {settings.num_depths}"
-        )
-    lengths = grid_context_lengths(
-        settings.min_context_length, settings.max_context_length, settings.num_context_lengths, settings.reserve
-    )
-    depths = grid_depths(settings.num_depths)
-    needle = load_needle(settings.needle)
+    lengths, depths, needle = check_needle_settings(settings)
     haystack = load_haystack(settings.haystack or settings.source, settings.data_revision)
     haystack = defuse(haystack, special_token_pattern(tokenizer))
     return list(build_grid(tokenizer, haystack, needle, lengths, depths))

@@ -24,6 +24,7 @@ from ctxaware.errors import InputError
 from ctxaware.harness.auto import AutoMixin, longest_start
 from ctxaware.harness.hf import PrefixReuseLM
 from ctxaware.harness.internals import one_line_in_lm_eval, refuse_kept
+from ctxaware.harness.settings import CHANGE_NO_ANSWER
 from ctxaware.harness.steering import SteeringMixin
 from ctxaware.models import (
     BETWEEN_LIBRARIES,
@@ -33,10 +34,22 @@ from ctxaware.models import (
     files_fingerprint,
     is_adapter,
 )
+from ctxaware.runs.secrets import redacted
 
 _DEFAULT_DEVICE = "cuda:0"  # what `lm_eval` passes where nobody named a device, also without a GPU
 # arguments with which the harness loads something else than the files of `pretrained`
 _LOADED_OTHERWISE = {"autogptq", "delta", "gguf_file", "gptqmodel", "subfolder", "trust_remote_code"}
+
+
+# arguments that kept answers are told apart by in a way of their own
+_TOLD_APART = {
+    *("pretrained", "revision", "peft", "tokenizer", "dtype"),
+    *("indicator", "indicator_threshold", "steer_alpha", "steer_heads"),
+}
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
 
 
 class ContextLM(AutoMixin, SteeringMixin, PrefixReuseLM):
@@ -60,7 +73,7 @@ class ContextLM(AutoMixin, SteeringMixin, PrefixReuseLM):
         self._messages: dict[str, list[dict]] = {}
         loaded_otherwise = _LOADED_OTHERWISE & {key for key, value in kwargs.items() if value}
         is_checked = isinstance(name, str) and not loaded_otherwise
-        self._files = (str(name), kwargs.get("revision"), kwargs.get("peft")) if is_checked else None
+        self._arguments = {"pretrained": name, **kwargs} if is_checked else {}
         with one_line_in_lm_eval():
             refuse_misspelt(type(self), kwargs)
             if isinstance(name, str) and device is not None:
@@ -80,16 +93,23 @@ class ContextLM(AutoMixin, SteeringMixin, PrefixReuseLM):
                 check_finite(name, self.model)
 
     def set_cache_hook(self, cache_hook: Any) -> None:
-        """As the base; kept answers of another model or in another dtype are refused (`use_cache`).
+        """As the base; kept answers of another model, or of other arguments of it, are refused (`use_cache`).
 
         The harness's file does not say whose they are. Of a model that is passed as an object, nothing is known.
         """
         super().set_cache_hook(cache_hook)
-        if self._files and cache_hook.dbdict is not None:
-            name, revision, adapter = self._files
-            prints = [files_fingerprint(name, revision), *([files_fingerprint(adapter)] if adapter else [])]
+        if self._arguments and cache_hook.dbdict is not None:
             with one_line_in_lm_eval():
-                refuse_kept(cache_hook, "model", f"{' with adapter '.join(prints)}, {self.model.dtype}")
+                refuse_kept(cache_hook, "model", self._answered_by())
+
+    def _answered_by(self) -> str:
+        """The model's files, adapter and tokenizer by their content, its dtype, and what else may change an answer."""
+        given = self._arguments
+        parts = [files_fingerprint(given["pretrained"], given.get("revision")), str(self.model.dtype)]
+        parts += [f"{key} {files_fingerprint(given[key])}" for key in ("peft", "tokenizer") if _is_name(given.get(key))]
+        others = {k: v for k, v in redacted(given).items() if k not in _TOLD_APART | CHANGE_NO_ANSWER}
+        parts += [f"{key}={value}" for key, value in sorted(others.items()) if isinstance(value, (str, int, float))]
+        return ", ".join(parts)
 
     def _check_device(self, device: str | None) -> None:
         """The harness passes over a device that it doesn't know, and takes another."""

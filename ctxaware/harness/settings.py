@@ -49,6 +49,11 @@ class ReadingSettings:
     data_revision: str | None = None
 
 
+# arguments of the harness's model that change no answer
+CHANGE_NO_ANSWER = {
+    *("device", "batch_size", "max_batch_size", "logits_cache", "prefix_cache", "prefix_cache_tokens", "token"),
+    *("parallelize", "max_memory_per_gpu", "max_cpu_memory", "offload_folder"),
+}
 OUR_KEYS = {f.name for cls in (NeedleSettings, ReadingSettings) for f in dataclasses.fields(cls)}
 
 

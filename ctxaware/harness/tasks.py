@@ -268,8 +268,6 @@ class NeedleTask(ContextTask):
     def make_docs(self) -> list[dict]:
         """The grid's documents."""
         s = self.settings
-        if s.prompt_template not in PROMPT_TEMPLATES:
-            raise InputError(f"prompt_template must be in 1-{len(PROMPT_TEMPLATES)}, got {s.prompt_template}")
         window = model_window(self.model_args, self.tokenizer)
         if window is not None and s.max_context_length > window + is_endpoint(self.model_args):
             raise InputError(
@@ -300,6 +298,7 @@ class ReadingTask(ContextTask):
     def make_docs(self) -> list[dict]:
         """The data set's questions."""
         name = self.variant["dataset"]
+        reading.check_prompt(self.settings)
         self._template = reading.prompt_template(name, self.settings.prompt)
         return reading.load_reading(name, self.settings.source, self.settings.data_revision)
 

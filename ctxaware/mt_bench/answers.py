@@ -16,6 +16,7 @@ from ctxaware.mt_bench.protocol import MAX_NEW_TOKENS, temperature_of
 from ctxaware.mt_bench.rows import answer_key
 from ctxaware.mt_bench.store import Layout, Outcome, append_row, claimed_rows, manifest_path
 from ctxaware.runs.claim import CONFIGURATION, read_manifest
+from ctxaware.runs.files import sha256_of_json
 from ctxaware.runs.versions import versions
 
 if TYPE_CHECKING:
@@ -112,6 +113,11 @@ def answer(run: AnswerRun, on_progress: Callable[[int, int], None] = lambda done
 
         stopped = source.answer_all(missing, done)
     return Outcome(len(log.rows), len(bench.questions), n_new, n_failed, stopped, path, layout.failures(path))
+
+
+def answers_sha256(rows: dict[Any, dict[str, Any]]) -> str:
+    """What identifies the texts of a model's answers, by question id."""
+    return sha256_of_json({str(question): row["choices"][0]["turns"] for question, row in rows.items()})
 
 
 def configuration_of(path: Path, data: dict[str, str]) -> dict[str, Any]:

@@ -6,11 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from ctxaware.errors import InputError
-from ctxaware.mt_bench.answers import configuration_of
+from ctxaware.mt_bench.answers import answers_sha256, configuration_of
 from ctxaware.mt_bench.fastchat import Bench, judging_through, load_bench, load_fastchat, read_answers
 from ctxaware.mt_bench.rows import JudgmentKey, judgment_key
 from ctxaware.mt_bench.store import Layout, read_keyed
-from ctxaware.runs.files import sha256_of_json
 
 TEMPERATURE, MAX_TOKENS = 0, 2048  # what FastChat's judge passes; recorded, and checked at each call
 
@@ -75,7 +74,7 @@ def make_plan(
                 asked, models, answers, judge, ref_answers=refs, multi_turn=multi_turn
             )
     by_key = {_match_key(match): match for match in matches}
-    hashes = {m: sha256_of_json({str(q): a["choices"][0]["turns"] for q, a in answers[m].items()}) for m in models}
+    hashes = {model: answers_sha256(answers[model]) for model in models}
     return Plan(by_key, _written_by_fastchat(fastchat, by_key, judge_model), hashes)
 
 

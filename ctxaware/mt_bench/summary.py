@@ -14,8 +14,8 @@ import numpy as np
 from ctxaware import plots
 from ctxaware.errors import InputError
 from ctxaware.intervals import mean_interval
-from ctxaware.mt_bench.answers import configuration_of
-from ctxaware.mt_bench.fastchat import RELEASED_SHA256, load_fastchat
+from ctxaware.mt_bench.answers import answers_sha256, configuration_of
+from ctxaware.mt_bench.fastchat import RELEASED_SHA256, load_fastchat, read_answers
 from ctxaware.mt_bench.protocol import MAX_NEW_TOKENS
 from ctxaware.mt_bench.rows import failure_key, judgment_key
 from ctxaware.mt_bench.store import Layout, manifest_path, read_keyed
@@ -93,6 +93,13 @@ class Results:
             key: row["kind"] for key, row in failures.items() if key not in self.rows and key[0] in self.models
         }
         made = {m: configuration_of(layout.answer_dir / f"{m}.jsonl", self._data) for m in self.models}
+        for model in self.models:
+            path = layout.answer_dir / f"{model}.jsonl"
+            if path.exists() and answers_sha256(read_answers(path)) != settings["answers"][model]:
+                raise InputError(
+                    f"{path} holds other answers than those that {self.path.name} rates; restore them, or answer under "
+                    "another model_id and judge that"
+                )
         self._answer_limits = {model: of.get("max_new_tokens", MAX_NEW_TOKENS) for model, of in made.items()}
 
     @property

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ctxaware.errors import InputError
+from ctxaware.harness.settings import CHANGE_NO_ANSWER
 from ctxaware.mt_bench.summary import Results
 from ctxaware.report.allocation.table import ModelShares
 from ctxaware.report.allocation.table import read as read_attention
@@ -24,6 +25,9 @@ from ctxaware.training.checkpoints import DATA, WATCH
 STATISTICS, STEERING, HEADS, AUTO = "statistics.json", "steer.json", "heads.json", "auto_evaluation.json"
 _OF_HARNESS = re.compile(r"(samples_.+|results)_\d{4}-\d\d-\d\dT[\d\-.]+\.jsonl?")
 _OF_STEER = re.compile(r"(choosing|reported|whole)/(baseline|plain|alpha-[^/]+)")  # below the folder of `steer.json`
+
+
+_NAMED = {"pretrained", "model", "peft", "indicator", "steer_alpha"}  # arguments that a name shows by themselves
 
 
 class TwoOfOneName(InputError):
@@ -158,6 +162,7 @@ class _Condition:
     model: str
     template: bool
     marks: tuple[str, ...]  # with the indicator, steered
+    arguments: tuple[str, ...]  # others of the model, `key=value`
     tasks: dict[str, TaskRun] = field(default_factory=dict)
 
 
@@ -176,7 +181,7 @@ def _conditions(run: str, files: Sequence[Path], collected: Found) -> list[_Cond
             collected.left_out.append(str(error))
             continue
         condition = _condition(run, task)
-        key = condition.model, condition.template, condition.marks
+        key = condition.model, condition.template, condition.marks, condition.arguments
         tasks = conditions.setdefault(key, condition).tasks
         _keep_newest(tasks, sample, task, collected)
     return sorted(conditions.values(), key=lambda condition: condition.template)  # as they come, plain ones first
@@ -209,7 +214,10 @@ def _condition(run: str, task: TaskRun) -> _Condition:
     if arguments.get("steer_alpha") is not None:
         marks.append(f"steered, α = {arguments['steer_alpha']}")
     model = task.model if not adapter else f"{task.model} with {adapter}"
-    return _Condition(run, model, task.template, tuple(marks))
+    others = {key: value for key, value in arguments.items() if key not in _NAMED | CHANGE_NO_ANSWER}
+    if str(arguments.get("steer_alpha", 1)) in ("1", "1.0"):
+        others.pop("steer_heads", None)
+    return _Condition(run, model, task.template, tuple(marks), tuple(f"{k}={v}" for k, v in sorted(others.items())))
 
 
 def _model_args(results: dict) -> dict[str, Any]:
@@ -228,6 +236,7 @@ def _named(conditions: Sequence[_Condition]) -> list[Evaluation]:
         parts = [condition.run, *condition.marks]
         if len({other.model for other in beside}) > 1:
             parts.insert(1, Path(condition.model).name)
+        parts += [each for each in condition.arguments if any(each not in other.arguments for other in beside)]
         if len({other.template for other in beside}) > 1:
             parts.append("with template" if condition.template else "without template")
         evaluations.append(Evaluation(", ".join(parts), condition.model, condition.template, condition.tasks))

@@ -4,7 +4,6 @@ import dataclasses
 import gc
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from ctxaware.report.samples import TaskRun, cluster
 from ctxaware.report.tables import Table, mean_score
 from ctxaware.runs.claim import LOCK, RUN, claim, locked, refuse_foreign_folder
 from ctxaware.runs.files import write_text
+from ctxaware.runs.processes import is_under_launcher
 from ctxaware.runs.secrets import redacted
 
 NEEDLE_TASK = "nih_ctx"
@@ -132,7 +132,7 @@ def run(plan: Plan, out: Path) -> dict[str, Any]:
     Raises:
         InputError: `out` belongs to another plan, a chat template is missing, or a task refuses its settings.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if is_under_launcher():
         raise InputError("ctxaware gap runs in one process; start it without a launcher, or use the back end vllm")
     refuse_foreign_folder(out, ("gap.md", "gap.json", "gap.png"))
     with locked(out / LOCK, out):

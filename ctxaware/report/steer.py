@@ -6,7 +6,6 @@ is reported, and so are the reading tasks. Every condition's results stand in a 
 
 import dataclasses
 import functools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from ctxaware.report.samples import TaskRun
 from ctxaware.report.tables import Table, mean_score, table_1
 from ctxaware.runs.claim import LOCK, RUN, claim, locked, refuse_foreign_folder
 from ctxaware.runs.files import user_path, write_json, write_text
+from ctxaware.runs.processes import is_under_launcher
 from ctxaware.runs.secrets import redacted
 
 NEEDLE_TASKS = ("nih_ctx", "nih_ctx_prefix")
@@ -190,7 +190,7 @@ def run(plan: Plan, out: Path) -> Result:
     """
     from ctxaware.harness.window import load_tokenizer
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if is_under_launcher():
         raise InputError("ctxaware steer runs in one process; start it without a launcher")
     tokenizer = load_tokenizer(plan.arguments, "ctxaware steer")
     if tokenizer is None or not tokenizer.chat_template:

@@ -1,6 +1,7 @@
 """Work that one of many processes does for all."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +23,11 @@ def process_state() -> "PartialState":
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def is_under_launcher() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return os.environ.get("WORLD_SIZE", "").strip() not in ("", "0", "1")
 
 
 def on_main(state: "PartialState", work: Callable[[], Result]) -> Result:

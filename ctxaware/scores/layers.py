@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ctxaware.errors import InputError
+from ctxaware.runs.claim import refuse_foreign_file
 from ctxaware.runs.files import output_file
 from ctxaware.scores.pictures import layer_disagreement
 from ctxaware.scores.table import read_scores
@@ -46,6 +47,7 @@ def compare_layers(scores_file: Path, percent: float, out: Path | None = None) -
     mean = matrix.sum(axis=1) / (len(layers) - 1)  # its own entry is 0
     folder = out or scores_file.parent
     table = folder / f"{scores_file.stem}_disagreement.csv"
+    refuse_foreign_file(table, "layer,")
     with output_file(table) as beside, open(beside, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["layer", *layers, "mean"])

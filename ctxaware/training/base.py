@@ -95,11 +95,29 @@ def prepare_base(
     return out.resolve()
 
 
+def check_window(base: str, revision: str | None, max_length: int | None) -> None:
+    """Check that conversations of so many tokens fit a base.
+
+    Raises:
+        InputError: they are past its window.
+    """
+    config = load_config(base, revision).get_text_config(decoder=True)
+    window = getattr(config, "max_position_embeddings", None)
+    if window and max_length and max_length > window:
+        raise InputError(
+            f"max_length {max_length} is longer than this model's window of {window} tokens",
+            f"pass {{max_length}} {window} or less",
+        )
+
+
 def vanilla_base(arguments: Arguments) -> tuple[str, PreTrainedTokenizerBase]:
     """The base's name and its tokenizer with the template of training."""
     model = arguments.model
-    tokenizer = training_tokenizer(model.model_name_or_path, model.model_revision, arguments.run.chat_template)
-    return model.model_name_or_path, tokenizer
+    name = model.model_name_or_path
+    check_window(name, model.model_revision, arguments.training.max_length)
+    tokenizer = training_tokenizer(name, model.model_revision, arguments.run.chat_template)
+    # an adapter names its base, and is found from any folder
+    return str(Path(name).resolve()) if Path(name).is_dir() else name, tokenizer
 
 
 def indicator_base(arguments: Arguments) -> tuple[str, PreTrainedTokenizerBase]:
@@ -107,6 +125,7 @@ def indicator_base(arguments: Arguments) -> tuple[str, PreTrainedTokenizerBase]:
     model, out = arguments.model, arguments.training.output_dir
     folder = Path(arguments.of_indicator().prepared_base or f"{out.rstrip('/')}-base")
     template, name = arguments.run.chat_template, model.model_name_or_path
+    check_window(name, model.model_revision, arguments.training.max_length)
     with whole_models(arguments.training.deepspeed_plugin):
         prepared = on_main(
             PartialState(), lambda: str(prepare_base(name, folder, model.model_revision, template, model.use_peft))

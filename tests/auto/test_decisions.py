@@ -281,6 +281,12 @@ def test_an_adapter_s_indicator_belongs_to_base_and_adapter_together(tmp_path, d
     other = peft.get_peft_model(load_model(str(base), None, dtype, "cpu"), settings)
     with pytest.raises(InputError, match="the adapter on it is another one"):
         decided(other.eval(), tokenizer)
+    merged = other.merge_and_unload().eval()
+    merged.name_or_path = ""
+    with pytest.raises(InputError, match="another adapter is merged into it"):
+        decided(merged, tokenizer)
+    own = load_adapter(load_model(str(base), None, dtype, "cpu"), folder).merge_and_unload().eval()
+    assert 0 <= decided(own, tokenizer) <= 1
     assert 0 <= decided(load_adapter(bare, folder), tokenizer) <= 1
     elsewhere = model_for(tokenizer)
     with torch.no_grad():

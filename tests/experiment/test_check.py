@@ -80,6 +80,17 @@ def test_templates_windows_and_layers(check, folder, bases):
         ({"tasks": "nih_ctx", "metadata": {"num_depths": "3"}}, "num_depths must be a whole number, got '3'"),
         ({"tasks": "nih_ctx", "metadata": {"source": "none.json"}}, "source none.json does not exist"),
         ({"tasks": "nih_ctx", "metadata": {"source": "builtin", "haystack": "none"}}, "haystack none does not exist"),
+        ({"tasks": "nih_ctx", "metadata": {"source": "builtin", "needle": "pizzza"}}, "pizzza"),
+        ({"tasks": "nih_ctx", "metadata": {"source": "builtin", "num_depths": 0}}, "num_depths must be at least 1"),
+        (
+            {"tasks": "nih_ctx", "metadata": {"source": "builtin", "max_context_length": 300}},
+            "raise max_context_length",
+        ),
+        (
+            {"tasks": "nih_ctx", "metadata": {"source": "builtin", "prompt_template": 99}},
+            "prompt_template must be in 1-",
+        ),
+        ({"tasks": "squad_contain", "metadata": {"source": "builtin", "prompt": "no"}}, "prompt must be default or"),
     ],
 )
 def test_tasks_and_their_settings(check, evaluate, told):
@@ -109,6 +120,8 @@ def test_a_recipe_that_would_be_refused_later(check, folder):
         ("effective_batch_size: none", "effective_batch_size can't be 'none' in the config"),
         ("effective_batch_size: 0", "expected whole numbers above 0, got effective_batch_size 0"),
         ("max_length: -5", "max_length must be at least 2, got -5"),
+        ("max_length: null", "max_length of m, chats is null, so training cuts nothing: set score_max_length"),
+        ("max_length: 4096", "model m: max_length 4096 is past the model's window of 2048 tokens"),
         ("learning_rate: 2e-5x", "learning_rate can't be '2e-5x' in the config"),
     ):
         recipe.write_text(text)

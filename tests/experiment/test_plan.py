@@ -145,7 +145,7 @@ def test_what_is_asked_counts_by_the_content_of_its_files(plan, tmp_path):
     asked = {"mt_bench": {"data_dir": str(bench), "judge": "gpt-4"}}
     before = names(plan(**asked))
     (bench / "judge_prompts.jsonl").write_text("b\n")
-    assert kinds(names(plan(**asked)) - before) == {"judge", "report"}
+    assert kinds(names(plan(**asked)) - before) == {"answer", "judge", "report"}, "in a folder of its own"
     before = names(plan(**asked))
     (bench / "mt_bench" / "question.jsonl").write_text("b\n")
     assert kinds(names(plan(**asked)) - before) == {"answer", "judge", "report"}
@@ -184,6 +184,31 @@ def test_an_adapter_goes_on_its_base_and_runs_share_the_prepared_one(plan, tmp_p
         assert model_args["peft"] == model_args["tokenizer"]
         expected = str(tmp_path / "base") if model_args["indicator"] == "never" else bases.copy().pop()
         assert model_args["pretrained"] == expected
+
+
+def test_a_recipe_s_numbers_and_switches_may_be_text(plan, tmp_path):
+    """The recipes read them so; scores would be of other tokens, and an adapter be taken for a whole model."""
+    plain = folders(plan())
+    change(tmp_path, "recipe.yaml", max_length="64", use_cpu="True", use_peft="false")
+    steps = {step.kind: step.command for step in plan().steps}
+    assert steps["score"][steps["score"].index("--max-length") + 1] == "64"
+    assert "peft=" not in " ".join(steps["evaluate"])
+    assert {kind for kind, _ in folders(plan()) - plain} <= {"vanilla", "score", "indicator", *AFTER_TRAINING}
+    change(tmp_path, "recipe.yaml", use_peft="yes")
+    assert all("peft=" in " ".join(step.command) for step in plan().steps if step.kind == "evaluate")
+
+
+def test_a_base_on_the_hub_counts_by_its_commit(plan, tmp_path, monkeypatch):
+    from ctxaware.experiment import tuning
+
+    commits = {"owner/base": "a" * 40}
+    monkeypatch.setattr(tuning, "files_fingerprint", lambda name, revision=None: commits[name])
+    models = [{**content(tmp_path)["models"][0], "base": "owner/base"}]
+    before = folders(plan(models=models))
+    assert folders(plan(models=models)) == before
+    commits["owner/base"] = "b" * 40
+    changed = kinds(folders(plan(models=models)) - before)
+    assert changed == {*AFTER_TRAINING, "indicator", "score", "vanilla"}
 
 
 def made(plan, tmp_path):

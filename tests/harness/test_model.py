@@ -10,7 +10,7 @@ from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from support import tiny
+from support import chats, tiny
 from support.architectures import CONFIGS, random_model
 from transformers import AutoModelForCausalLM
 
@@ -303,7 +303,7 @@ def test_an_interrupted_run_asks_only_what_is_left(make, tmp_path, monkeypatch):
     assert [s["resps"] for s in again] == [s["resps"] for s in whole]
 
 
-@pytest.mark.parametrize("other", ["weights", "dtype", "adapter"])
+@pytest.mark.parametrize("other", ["weights", "dtype", "adapter", "tokenizer", "add_bos_token"])
 def test_kept_answers_belong_to_one_model(model_folder, tmp_path, other):
     """The harness's file of kept answers does not say whose they are."""
     kept, arguments = str(tmp_path / "kept"), {"pretrained": str(model_folder), "device": "cpu"}
@@ -314,6 +314,11 @@ def test_kept_answers_belong_to_one_model(model_folder, tmp_path, other):
         )
     elif other == "dtype":
         arguments["dtype"] = "bfloat16"
+    elif other == "tokenizer":
+        chats.make_tokenizer(chats.CHATML).save_pretrained(tmp_path / "tokenizer")
+        arguments["tokenizer"] = str(tmp_path / "tokenizer")
+    elif other == "add_bos_token":
+        arguments["add_bos_token"] = True
     else:
         peft = pytest.importorskip("peft")
         settings = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)

@@ -154,3 +154,15 @@ def test_more_models_than_colours_is_told(judged, tmp_path):
     out = judged([f"m{i}" for i in range(len(CATEGORICAL) + 1)], lambda *_: 5)
     with pytest.raises(InputError, match="choose some of them"):
         Results(out).draw(tmp_path / "bars.png")
+
+
+def test_ratings_of_other_answers_than_stand_there_are_not_shown(judged):
+    out = judged(["a", "b"], lambda *_: 7)
+    file = out / "model_answer" / "a.jsonl"
+    text = file.read_text()
+    file.write_text(text.replace("first", "other", 1))
+    with pytest.raises(InputError, match=r"a\.jsonl holds other answers than those that judge_single\.jsonl rates"):
+        Results(out)
+    assert Results(out, model_ids=["b"]).complete
+    file.unlink()
+    assert Results(out).complete, "a summary needs no answers"

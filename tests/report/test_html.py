@@ -197,6 +197,24 @@ def test_conditions_of_one_folder_are_told_apart(tmp_path):
     assert [row[1] is None for row in table.rows] == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("argument", "values"),
+    [
+        ("steer_heads", ("all", "retrieval")),
+        ("revision", ("a", "b")),
+        ("tokenizer", ("x", "y")),
+        ("dtype", (None, "y")),
+    ],
+)
+def test_runs_of_one_model_with_other_arguments_are_not_one(tmp_path, argument, values):
+    for n, value in enumerate(values):
+        given = {"pretrained": "m", "steer_alpha": 0.3, "batch_size": n, **({argument: value} if value else {})}
+        write_run(tmp_path / str(n), {"nih_ctx": needles([1.0, n])}, results={"config": {"model_args": given}})
+    names = [evaluation.name for evaluation in collect([("run", tmp_path)]).evaluations]
+    told = [f"run, steered, α = 0.3{f', {argument}={value}' if value else ''}" for value in values]
+    assert names == told
+
+
 def test_runs_that_do_not_compare_get_no_verdict(tmp_path):
     before = write_run(tmp_path / "before", {"nih_ctx": needles([1.0] * 30)})
     after = write_run(tmp_path / "after", {"nih_ctx": needles([0.0] * 20)})

@@ -137,6 +137,15 @@ def test_layers_are_compared_in_a_table_and_a_picture(tmp_path):
     assert matplotlib.image.imread(tmp_path / "s_disagreement.png").std() > 0.01
 
 
+def test_a_table_of_layers_is_not_written_over_somebody_s(tmp_path):
+    scores = write_scores(tmp_path / "s.parquet", layers=(3, 9))
+    for _ in range(2):
+        compare_layers(scores, percent=20)
+    (tmp_path / "s_disagreement.csv").write_text("mine")
+    with pytest.raises(InputError, match=r"s_disagreement\.csv is there and ctxaware did not write it"):
+        compare_layers(scores, percent=20)
+
+
 def test_one_layer_has_nothing_to_compare(tmp_path):
     with pytest.raises(InputError, match="score with layer all"):
         compare_layers(write_scores(tmp_path / "s.parquet"), percent=10)

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import indicator_id
-from ctxaware.training.base import prepare_base
+from ctxaware.training.base import check_window, prepare_base, vanilla_base
 from ctxaware.training.trainer import build_trainer
 
 
@@ -95,3 +95,23 @@ def test_two_runs_at_once_prepare_one_base(tmp_path, model_folder):
         process.join()
         assert process.exitcode == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [".prepared.lock", "prepared"]
+
+
+def test_conversations_past_the_window_are_refused_before_anything_is_trained(tmp_path):
+    """Learnt positions end in an index error there, others in weights that no evaluation would tell apart."""
+    base = tiny.save_model(tmp_path / "base", tiny.byte_level_tokenizer(), max_position_embeddings=128)
+    for length in (None, 128):
+        check_window(str(base), None, length)
+    with pytest.raises(InputError, match="max_length 129 is longer than this model's window of 128 tokens; pass max_l"):
+        check_window(str(base), None, 129)
+
+
+def test_an_adapter_s_base_is_found_from_any_folder(tmp_path, monkeypatch):
+    tiny.save_model(tmp_path / "base", tiny.byte_level_tokenizer())
+    monkeypatch.chdir(tmp_path)
+    arguments = SimpleNamespace(
+        model=SimpleNamespace(model_name_or_path="./base", model_revision="main"),
+        training=SimpleNamespace(max_length=64),
+        run=SimpleNamespace(chat_template="own"),
+    )
+    assert vanilla_base(arguments)[0] == str(tmp_path / "base")

@@ -60,6 +60,14 @@ def test_text_of_a_special_token_in_a_message_stays_text(tokenizer):
     assert ids.count(tokenizer.eos_token_id) == 2
 
 
+def test_of_several_templates_of_its_own_the_default_one_is_trained_with(tokenizer):
+    tokenizer.chat_template = {"default": tiny.ZEPHYR, "tool_use": "tools"}
+    assert chat_template("own", tokenizer) == tiny.ZEPHYR
+    tokenizer.chat_template = {"rag": tiny.ZEPHYR, "tool_use": "tools"}
+    with pytest.raises(InputError, match="has several templates and none is the default; pass chat_template tinyllama"):
+        chat_template("own", tokenizer)
+
+
 def test_unknown_names_and_roles_and_missing_tokens_are_errors(tokenizer):
     with pytest.raises(InputError, match="chat_template must be one of tinyllama, own, got 'llama'"):
         chat_template("llama", tokenizer)

@@ -30,7 +30,13 @@ def chat_template(name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     if name == OWN:
         if not tokenizer.chat_template:
             raise InputError(f"{tokenizer.name_or_path} has no template of its own", "pass {chat_template} tinyllama")
-        return tokenizer.chat_template
+        try:
+            return str(tokenizer.get_chat_template())  # the default one, where it has several
+        except ValueError as error:
+            raise InputError(
+                f"{tokenizer.name_or_path} has several templates and none is the default",
+                "pass {chat_template} tinyllama",
+            ) from error
     file = _FOLDER / f"{name}.jinja"
     if not file.is_file():
         known = ", ".join([*sorted(path.stem for path in _FOLDER.glob("*.jinja")), OWN])
