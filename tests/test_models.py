@@ -81,6 +81,9 @@ def test_an_adapter_on_an_adapter_is_refused_by_whoever_loads_it(adapter, tmp_pa
     pytest.importorskip("lm_eval")
     from ctxaware.harness.model import ContextLM
 
+    with pytest.raises(InputError, match=r"peft=.* is no adapter: it has no adapter_config\.json"):
+        ContextLM(pretrained=str(base), peft=str(base), device="cpu")
+
     for pretrained, peft in ((base, upper), (lower, lower)):
         with pytest.raises(InputError, match=r"adapter.*would be left out; merge"):
             ContextLM(str(pretrained), peft=str(peft), device="cpu")

@@ -149,7 +149,7 @@ def _data(plan: Plan) -> Iterator[str]:
 
 def _tasks(plan: Plan) -> Iterator[str]:
     from ctxaware.harness.grid import check_needle_settings
-    from ctxaware.harness.reading import check_prompt
+    from ctxaware.harness.reading import prompt_template
     from ctxaware.harness.settings import NeedleSettings, ReadingSettings, resolve
 
     yield from _unknown_tasks(plan.experiment.evaluate.tasks)
@@ -161,13 +161,18 @@ def _tasks(plan: Plan) -> Iterator[str]:
             for name, value in metadata.items()
             if script and isinstance(value, str) and value.startswith(str(script.folder))
         }
-        for cls, check in ((NeedleSettings, check_needle_settings), (ReadingSettings, check_prompt)):
+        checks: tuple[tuple[type, Callable[..., Any]], ...] = (
+            (NeedleSettings, check_needle_settings),
+            (ReadingSettings, lambda settings: prompt_template("squad", settings.prompt)),
+        )
+        for cls, check in checks:
             try:
                 settings = resolve(cls, metadata, f"{model.name}, {data.name}")
             except InputError as error:
                 yield f"metadata of {error}"
                 continue
-            settings = dataclasses.replace(settings, needle="sf") if "needle" in made else settings
+            if "needle" in made and cls is NeedleSettings:
+                settings = dataclasses.replace(settings, needle="sf")
             if problem := _message(check, settings):
                 yield f"{where}{problem}"
         for name in {"source", "haystack"} - made:

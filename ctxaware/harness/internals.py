@@ -34,6 +34,14 @@ def running_model() -> Any | None:
     return None if lm is None else lm.__dict__.get("lm", lm)  # CachingLM keeps it as `lm`
 
 
+def model_arguments() -> dict[str, Any] | None:
+    """`model_args` of the evaluation that this is called from; None where it was given a model, or outside one."""
+    from lm_eval.utils import simple_parse_args_string
+
+    given = _in_evaluation("model_args")
+    return simple_parse_args_string(given) if isinstance(given, str) else given
+
+
 def uses_chat_template() -> bool | None:
     """Whether the evaluation that this is called from applies the chat template; None outside an evaluation."""
     is_applied = _in_evaluation("apply_chat_template")

@@ -80,7 +80,9 @@ class ContextLM(AutoMixin, SteeringMixin, PrefixReuseLM):
                 choose_device(device)
             if is_checked:
                 check_checkpoint(str(name), kwargs.get("revision"))
-            if (peft := kwargs.get("peft")) and adapter_of(peft) and is_adapter(str(name), kwargs.get("revision")):
+            if (peft := kwargs.get("peft")) and adapter_of(peft) is None:
+                raise InputError(f"peft={peft} is no adapter: it has no adapter_config.json; pass an adapter as peft")
+            if peft and is_adapter(str(name), kwargs.get("revision")):
                 raise InputError(
                     f"pretrained={name} is an adapter too, which would be left out; merge it into its base "
                     "(PEFT's merge_and_unload), save the model, and pass its folder as pretrained"

@@ -59,7 +59,9 @@ def load_needle(name: str) -> Needle:
     if path.suffix not in (".yaml", ".yml", ".json") or not path.is_file():
         raise InputError(f"needle {name!r} is neither {' nor '.join(NEEDLES)} nor an existing .yaml or .json file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_yaml(path)
+        content = json.loads(path.read_text(encoding="utf-8-sig")) if path.suffix == ".json" else read_yaml(path)
+        if unknown := sorted(set(map(str, content)) - {"needle", "question", "keywords"}):
+            raise KeyError(f"unknown: {', '.join(unknown)}")
         words = [word if type(word) is not int else str(word) for word in content["keywords"]]
         texts = [content["needle"], content["question"], *words]
         if isinstance(content["keywords"], str) or not all(isinstance(text, str) for text in texts):

@@ -14,7 +14,6 @@ from ctxaware.data.sources import BUILTIN, HUB, load_from_hub
 from ctxaware.errors import InputError
 from ctxaware.harness.paths import CORPORA
 from ctxaware.harness.prompts import PASSAGE_PIECES, PASSAGE_QUESTION, ULTRACHAT
-from ctxaware.harness.settings import ReadingSettings
 from ctxaware.runs.files import is_text, user_path
 
 
@@ -182,18 +181,15 @@ DATASETS = {
 
 
 def prompt_template(name: str, prompt: str) -> str:
-    """The prompt of data set `name` in the form `prompt`: `default` or `ultrachat`."""
-    return {"default": DATASETS[name].prompt, "ultrachat": ULTRACHAT}[prompt]
-
-
-def check_prompt(settings: ReadingSettings) -> None:
-    """Check the form of prompts that settings name.
+    """The prompt of data set `name` in the form `prompt`: `default` or `ultrachat`.
 
     Raises:
-        InputError: there is no such form.
+        InputError: another form.
     """
-    if settings.prompt not in ("default", "ultrachat"):
-        raise InputError(f"prompt must be default or ultrachat, got {settings.prompt!r}")
+    forms = {"default": DATASETS[name].prompt, "ultrachat": ULTRACHAT}
+    if prompt not in forms:
+        raise InputError(f"prompt must be default or ultrachat, got {prompt!r}")
+    return forms[prompt]
 
 
 def load_reading(name: str, source: str = HUB, data_revision: str | None = None) -> list[dict]:

@@ -7,6 +7,7 @@ only where it looks like a misspelt key of ours, and everything used or passed o
 
 import dataclasses
 import difflib
+import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 from ctxaware.data.sources import BUILTIN, HUB
 from ctxaware.errors import InputError
+from ctxaware.harness.internals import model_arguments
 from ctxaware.harness.needles import NEEDLES
 from ctxaware.models import folder_hash
 from ctxaware.runs.files import sha256_of_file, sha256_of_json, user_path
@@ -54,6 +56,13 @@ CHANGE_NO_ANSWER = {
     *("device", "batch_size", "max_batch_size", "logits_cache", "prefix_cache", "prefix_cache_tokens", "token"),
     *("parallelize", "max_memory_per_gpu", "max_cpu_memory", "offload_folder"),
 }
+_OF_CTXAWARE = {"indicator", "indicator_threshold", "steer_alpha", "steer_heads", "prefix_cache", "prefix_cache_tokens"}
+_ALSO_OF_TASKS = {
+    "pretrained",
+    "tokenizer",
+    "max_length",
+    "revision",
+}  # read from metadata by tasks, also the harness's
 OUR_KEYS = {f.name for cls in (NeedleSettings, ReadingSettings) for f in dataclasses.fields(cls)}
 
 
@@ -73,6 +82,7 @@ def resolve(cls: type, metadata: dict[str, Any], task: str) -> Any:
     others = sorted(set(metadata) - OUR_KEYS - _BOOKKEEPING)
     for key in others:
         _refuse_misspelt(key, task)
+    _refuse_misplaced(others, task)
     settings = cls(**values)
     used = ", ".join(f"{key}={getattr(settings, key)}" for key in fields)
     unused = sorted(key for key in OUR_KEYS - set(fields) if metadata.get(key) is not None)
@@ -116,6 +126,19 @@ def _typed(key: str, value: Any, kind: str | type) -> Any:
     if isinstance(value, str):
         return value
     raise InputError(f'{key} must be text, got {value!r}; set it in metadata: \'{{"{key}": "…"}}\'')
+
+
+def _refuse_misplaced(keys: list[str], task: str) -> None:
+    """Refuse arguments of the model in metadata, where no model reads them."""
+    given = model_arguments()
+    if given is None or not (unread := [key for key in keys if key not in given]):
+        return
+    from lm_eval.models.huggingface import HFLM
+
+    of_model = set(inspect.signature(HFLM.__init__).parameters) | _OF_CTXAWARE
+    for key in unread:
+        if key in of_model - _ALSO_OF_TASKS:
+            raise InputError(f"{task}: {key} in metadata changes nothing; pass it in model_args")
 
 
 def _refuse_misspelt(key: str, task: str) -> None:

@@ -298,7 +298,6 @@ class ReadingTask(ContextTask):
     def make_docs(self) -> list[dict]:
         """The data set's questions."""
         name = self.variant["dataset"]
-        reading.check_prompt(self.settings)
         self._template = reading.prompt_template(name, self.settings.prompt)
         return reading.load_reading(name, self.settings.source, self.settings.data_revision)
 

@@ -73,7 +73,8 @@ def _local(run: "AnswerRun", temperature_config: dict[str, float]) -> "_Local":
         indicator_id(tokenizer)
     if run.indicator == AUTO:
         name = run.peft or run.model
-        decides = load_auto_indicator(name, None, run.model) if isinstance(name, str) else beside(model, tokenizer)
+        base = run.model if run.peft and isinstance(run.model, str) else None  # else the one that an adapter names
+        decides = load_auto_indicator(name, None, base) if isinstance(name, str) else beside(model, tokenizer)
         decides.check_tokenizer(tokenizer)
         described["auto_indicator"] = decides.describe()
     return _Local(run, LocalModel(model, tokenizer, run.max_new_tokens), described, temperature_config, decides)

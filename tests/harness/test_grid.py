@@ -126,6 +126,7 @@ def test_a_needle_of_ones_own(tmp_path, suffix):
         ({"needle": "The code is red!", "question": "?", "keywords": ["!"]}, "do not occur as words"),
         ({"needle": "The code is red."}, "expected needle, question and keywords"),
         (["a list"], "expected needle, question and keywords"),
+        ({"needle": "The code is red.", "question": "?", "keywords": ["red"], "prefix": "a"}, "unknown: prefix"),
     ],
 )
 def test_a_bad_needle_file_is_an_error(tmp_path, content, message):

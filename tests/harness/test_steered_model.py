@@ -236,6 +236,19 @@ def test_a_back_end_that_would_pass_over_the_arguments_is_refused(model_folder, 
         simple_evaluate(lm, tasks=["drop_contain"], task_manager=manager, limit=2, bootstrap_iters=0)
 
 
+@pytest.mark.parametrize(
+    ("argument", "value"), [("steer_alpha", 0.3), ("indicator", "always"), ("peft", "x"), ("dtype", "bfloat16")]
+)
+def test_arguments_of_the_model_in_metadata_are_refused(model_folder, argument, value):
+    """No model reads them there: answers would be those of another one."""
+    manager = TaskManager(
+        include_path=str(tasks_folder()), include_defaults=False, metadata={"source": "builtin", argument: value}
+    )
+    settings = {"task_manager": manager, "apply_chat_template": True, "limit": 1, "bootstrap_iters": 0}
+    with pytest.raises(InputError, match=f"drop_contain: {argument} in metadata changes nothing; pass it in model_ar"):
+        simple_evaluate("ctxaware", f"pretrained={model_folder},device=cpu", ["drop_contain"], **settings)
+
+
 def test_kept_answers_belong_to_one_way_of_steering(model, tokenizer, tmp_path):
     manager = TaskManager(include_path=str(tasks_folder()), include_defaults=False, metadata={"source": "builtin"})
 

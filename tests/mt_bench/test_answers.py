@@ -326,6 +326,24 @@ def test_auto_marks_the_turns_that_the_model_says_and_the_rows_tell(data_dir, ou
         answer(model, "m", data_dir, out, indicator="auto", **arguments)
 
 
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_auto_finds_the_indicator_of_an_adapter(data_dir, out, tmp_path, tokenizer, is_alone):
+    """By the base that the adapter names, or by the one that it is put on."""
+    peft = pytest.importorskip("peft")
+    from support.auto import save_indicator, save_model, tokenizer_with_indicator
+    from transformers import AutoModelForCausalLM
+
+    with_token = tokenizer_with_indicator()
+    base, adapter = save_model(tmp_path / "base", with_token), tmp_path / "adapter"
+    settings = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), settings).save_pretrained(adapter)
+    with_token.save_pretrained(adapter)
+    save_indicator(adapter, with_token)
+    named = {} if is_alone else {"peft": str(adapter)}
+    path = answer(str(adapter if is_alone else base), "m", data_dir, out, indicator="auto", **named, **FEW).path
+    assert all("indicator_probability" in row["choices"][0] for row in read_jsonl(path))
+
+
 def test_auto_can_not_look_into_an_endpoint(server, data_dir, out):
     with pytest.raises(InputError, match="looks into a local model, which no endpoint lets it"):
         answer("served", "m", data_dir, out, base_url=server.url, indicator="auto")

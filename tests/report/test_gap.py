@@ -314,13 +314,3 @@ def test_a_damaged_cache_of_answers_is_named(model_folder, tmp_path):
             gap.run(the_plan, tmp_path)
     cache.unlink()
     gap.run(the_plan, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("value", "is_one_of_many"), [("", False), ("0", False), ("1", False), ("2", True), ("x", True)]
-)
-def test_a_launcher_s_world_is_seen_whatever_stands_there(monkeypatch, value, is_one_of_many):
-    from ctxaware.runs.processes import is_under_launcher
-
-    monkeypatch.setenv("WORLD_SIZE", value)
-    assert is_under_launcher() == is_one_of_many

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 from transformers.integrations import deepspeed
 
-from ctxaware.runs.processes import whole_models
+from ctxaware.runs.processes import is_under_launcher, whole_models
 
 
 class Zero3:
@@ -33,3 +33,11 @@ def test_without_deepspeed_nothing_changes():
     with whole_models(None):
         assert not deepspeed.is_deepspeed_zero3_enabled()
     assert not deepspeed.is_deepspeed_zero3_enabled()
+
+
+@pytest.mark.parametrize(
+    ("value", "is_one_of_many"), [("", False), ("0", False), ("1", False), ("2", True), ("x", True)]
+)
+def test_a_launcher_s_world_is_seen_whatever_stands_there(monkeypatch, value, is_one_of_many):
+    monkeypatch.setenv("WORLD_SIZE", value)
+    assert is_under_launcher() == is_one_of_many
