@@ -71,7 +71,7 @@ def evaluate(run: AutoRun) -> dict[str, Any]:
     from ctxaware.harness.model import ContextLM
 
     check_batch_size(run.batch_size)
-    refuse_own_arguments(run.model_args, "indicator")
+    refuse_own_arguments(run.model_args, ["indicator"])
     refuse_foreign_folder(run.out, (FILE, MARKDOWN))
     with locked(run.out / "lock", run.out):
         threshold = run.model_args.get("indicator_threshold")

@@ -1,7 +1,7 @@
 """Tasks of the harness on a model at hand, the files of each in a folder that is there whole or not at all."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,16 @@ def check_batch_size(batch_size: str) -> None:
         raise InputError(f"batch_size must be a number from 1 on, or auto, got {batch_size[:60]!r}")
 
 
-def refuse_own_arguments(model_args: Mapping[str, Any], *more: str) -> None:
+# what prompts without the template can't be, of which `gap` and `steer` ask some
+MARKED_OR_STEERED = ("indicator", "indicator_threshold", "steer_alpha", "steer_heads")
+
+
+def refuse_own_arguments(model_args: Mapping[str, Any], more: Iterable[str] = MARKED_OR_STEERED) -> None:
     """Refuse arguments of a back end that a run sets by itself: they would win, and the results bear another name.
 
     Args:
         model_args: what a user passes on to the back end.
-        more: names that the run sets besides the model, its batch size and device, and the tasks' settings.
+        more: names that are refused besides the model, its batch size and device, and the tasks' settings.
 
     Raises:
         InputError: one of them is there.

@@ -89,7 +89,7 @@ class Plan:
         if self.settings["num_context_lengths"] * self.settings["num_depths"] < 2:
             raise InputError("the grid must have two cells or more: one half chooses α, the other is reported")
         check_batch_size(self.batch_size)
-        refuse_own_arguments(self.model_args, "steer_alpha", "steer_heads")
+        refuse_own_arguments(self.model_args)
 
     @property
     def needle_tasks(self) -> list[str]:

@@ -271,7 +271,7 @@ def test_a_model_that_can_not_be_loaded_is_one_line(tmp_path):
         gap.run(plan({"base": "/no/such/model"}), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["pretrained", "batch_size", "device", "max_context_length", "source"])
+@pytest.mark.parametrize("name", ["pretrained", "batch_size", "device", "source", "indicator", "steer_alpha"])
 def test_what_the_run_sets_can_not_stand_among_the_models_arguments(name):
     with pytest.raises(InputError, match=f"{name} can't stand among the model's arguments"):
         Plan({"instruct": "m"}, ("nih_ctx",), SETTINGS, model_args={name: "other", "dtype": "float32"})
