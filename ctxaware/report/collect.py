@@ -195,7 +195,7 @@ def _samples_of(results: Path) -> list[Path]:
 
 def _keep_newest(tasks: dict[str, TaskRun], sample: SampleFile, task: TaskRun, collected: Found) -> None:
     other = tasks.get(task.task)
-    if other is None or other.file.date < sample.date:
+    if other is None or sample.is_newer(other.file):
         tasks[task.task], task = task, other or task
     if other is not None:
         collected.left_out.append(

@@ -52,6 +52,16 @@ class SampleFile:
         """Where the harness writes the results of this run."""
         return self.path.with_name(f"results_{self.date}.json")
 
+    def is_newer(self, other: "SampleFile") -> bool:
+        """Whether its run began later: by the second that its results file holds, else by the name.
+
+        The name has the local time of the machine: another time zone, or the end of summer time, turns the order round.
+        """
+        seconds = [file.results().get("date") for file in (self, other)]
+        if all(isinstance(second, (int, float)) for second in seconds):
+            return bool(seconds[0] > seconds[1])
+        return self.date > other.date
+
     def results(self) -> dict:
         """The run's results file beside the samples; empty where it is absent.
 
@@ -188,7 +198,7 @@ def newest_samples(path: Path) -> dict[str, SampleFile]:
     """
     newest: dict[str, SampleFile] = {}
     for file in find_samples(path):
-        if file.task not in newest or file.date > newest[file.task].date:
+        if file.task not in newest or file.is_newer(newest[file.task]):
             newest[file.task] = file
     if len(folders := {file.path.parent for file in newest.values()}) > 1:
         names = ", ".join(sorted(str(folder.relative_to(path)) for folder in folders))

@@ -70,6 +70,13 @@ def test_samples_without_their_results_file_are_not_known_to_be_whole(tmp_path):
         read_task(file)
 
 
+def test_the_newest_run_is_the_one_that_began_last_whatever_the_clock_on_the_wall_said(tmp_path):
+    begun = {"2026-10-25T02-30-00.000001": 2.0, "2026-10-25T02-45-00.000001": 1.0}  # as summer time ends
+    for date, second in begun.items():
+        write_run(tmp_path, {"nih_ctx": [second / 2]}, date=date, results={"date": second})
+    assert newest_samples(tmp_path)["nih_ctx"].date == "2026-10-25T02-30-00.000001"
+
+
 def test_a_run_is_the_newest_of_each_task_of_one_model(tmp_path):
     write_run(tmp_path, {"nih_ctx": [0.0], "squad_contain": [0.0]}, date="2025-01-01T00-00-00.000")
     write_run(tmp_path, {"squad_contain": [1.0]})
