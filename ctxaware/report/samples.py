@@ -57,9 +57,9 @@ class SampleFile:
 
         The name has the local time of the machine: another time zone, or the end of summer time, turns the order round.
         """
-        seconds = [file.results().get("date") for file in (self, other)]
-        if all(isinstance(second, (int, float)) for second in seconds):
-            return bool(seconds[0] > seconds[1])
+        own, others = (file.results().get("date") for file in (self, other))
+        if isinstance(own, (int, float)) and isinstance(others, (int, float)):
+            return own > others
         return self.date > other.date
 
     def results(self) -> dict:
