@@ -2,10 +2,9 @@
 
 import argparse
 import difflib
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +15,7 @@ from ctxaware.runs.secrets import redacted
 from ctxaware.runs.yamls import read_yaml
 from ctxaware.scores.formula import DEFAULT_LAYER
 from ctxaware.scores.threshold import DEFAULT_THRESHOLD, check_threshold
+from ctxaware.training.refusals import check_arguments, check_range
 
 
 @dataclass
@@ -147,7 +147,7 @@ def parse_arguments(*own: type, argv: Sequence[str] | None = None) -> Arguments:
             "(recipes/configs has one a model and one a data set)",
         )
     arguments = Arguments(run, training, model, *indicator)
-    _check(arguments)
+    check_arguments(arguments)
     training.output_dir = str(Path(training.output_dir))
     training.gradient_accumulation_steps = accumulation(arguments, training.world_size)
     return arguments
@@ -194,59 +194,7 @@ def _check_keys(config: Mapping[str, Any], parser: TrlParser) -> None:
                 value = kind(value)
             except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
                 raise InputError(f"{key} can't be {value!r} in the config ({error})") from error
-        _check_range(key, value)
-
-
-# what torch and transformers would fail on late, or take for something else
-_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    **dict.fromkeys(("max_length",), ("at least 2", lambda value: value >= 2)),
-    **dict.fromkeys(("dataloader_num_workers", "learning_rate", "weight_decay"), ("0 or more", lambda v: not v < 0)),
-    **dict.fromkeys(("adam_beta1", "adam_beta2"), ("at least 0 and below 1", lambda value: 0 <= value < 1)),
-    **dict.fromkeys(("save_steps", "dataset_num_proc"), ("above 0", lambda value: value > 0)),
-    "num_train_epochs": ("a number", math.isfinite),
-}
-
-
-def _check_range(name: str, value: Any) -> None:
-    expected, is_in = _RANGES.get(name, ("", lambda value: True))
-    if isinstance(value, int | float) and not isinstance(value, bool) and not is_in(value):
-        raise InputError(f"{name} must be {expected}, got {value}", f"pass another {{{name}}}")
-
-
-# TRL's arguments that these recipes have no use for, and what to do instead
-_REFUSED = {
-    "chat_template_path": "the saved template must be the one trained with: pass {chat_template}",
-    "eos_token": "the chat template closes messages with the tokenizer's own; change it in the base's tokenizer",
-    "truncation_mode": "conversations are kept from their start",
-    "resume_from_checkpoint": "the same command takes up its run from the newest complete checkpoint by itself",
-    "save_only_model": "such a checkpoint could not be taken up; leave it out",
-    "trust_remote_code": "only models that transformers knows are trained",
-    "hub_strategy": "the finished model alone is pushed",
-    "eval_strategy": "the recipes hold no data out; evaluate what they save with lm_eval",
-}
-
-
-def _check(arguments: Arguments) -> None:
-    run, training, model = arguments.run, arguments.training, arguments.model
-    defaults = {field.name: field.default for field in fields(training)}
-    for name in _RANGES:
-        _check_range(name, getattr(training, name, None))
-    for name in ("model_init_kwargs", "gradient_checkpointing_kwargs"):
-        if not isinstance(value := getattr(training, name), dict | None):
-            raise InputError(f"{name} must be a mapping in JSON, got {value!r}", f"pass another {{{name}}}")
-    if training.eval_on_start:
-        raise InputError("eval_on_start can't be set here", _REFUSED["eval_strategy"])
-    for name, instead in _REFUSED.items():
-        if (value := getattr(training, name)) != defaults[name]:
-            raise InputError(f"{name} can't be set here, got {value!r}", instead)
-    if training.per_device_train_batch_size < 1:
-        raise InputError(f"per_device_train_batch_size must be at least 1, got {training.per_device_train_batch_size}")
-    if run.watch_every < 0 or (run.stop_when_fails and not run.watch_every):
-        raise InputError(f"watch_every must be the steps between two probes, such as 100, got {run.watch_every}")
-    if run.merge and not model.use_peft:
-        raise InputError("there is no adapter to merge", "pass {use_peft} true, or leave out {merge}")
-    if (model.load_in_4bit or model.load_in_8bit) and not model.use_peft:
-        raise InputError("quantized weights can't be trained themselves", "pass {use_peft} true for an adapter on them")
+        check_range(key, value)
 
 
 def accumulation(arguments: Arguments, n_processes: int) -> int:

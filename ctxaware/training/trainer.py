@@ -58,7 +58,9 @@ def build_trainer(arguments: Arguments, base: str, tokenizer: PreTrainedTokenize
             quantization_config=get_quantization_config(model),
             callbacks=[FiniteTraining(), CompleteCheckpoints()],  # bad weights are no complete checkpoint
         )
-    except ValueError as error:
+    except (ValueError, ImportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "install" not in str(error):  # else of a package that is not there
+            raise
         raise InputError(f"the trainer refuses these arguments: {' '.join(str(error).split())}") from error
     if arguments.run.merge and is_sharded(trainer.accelerator):
         raise InputError(

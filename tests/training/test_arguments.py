@@ -75,6 +75,8 @@ def test_merging_needs_an_adapter(parse):
         ("save_only_model", "true", "could not be taken up"),
         ("trust_remote_code", "true", "models that transformers knows"),
         ("eval_strategy", "steps", "evaluate what they save"),
+        ("completion_only_loss", "true", "pass assistant_only_loss true"),
+        ("dataset_text_field", "prompt", "read as messages"),
     ],
 )
 def test_arguments_that_would_do_nothing_or_harm_are_refused(parse, name, value, told):
@@ -88,6 +90,8 @@ def test_sizes_and_methods_that_make_no_sense_are_refused(parse):
         parse("--per_device_train_batch_size", "0")
     with pytest.raises(InputError, match="pass use_peft true for an adapter"):
         parse("--load_in_4bit", "true")
+    with pytest.raises(InputError, match="lora_r is of an adapter, and all weights would be trained; pass use_peft tr"):
+        parse("--lora_r", "8")
 
 
 def test_a_slash_after_the_output_folder_changes_nothing(parse, tmp_path):
