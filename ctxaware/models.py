@@ -43,6 +43,8 @@ def load_config(name: str, revision: str | None = None, trust_remote_code: bool 
 
     if adapter := adapter_of(name, revision):
         name, revision = adapter.base_model_name_or_path, adapter.revision
+    elif revision not in (None, "main") and Path(name).is_dir():
+        raise InputError(f"{name} is a folder, which has no revision {revision!r}; leave it out, or pass a hub name")
     return _loaded(AutoConfig, "model", name, revision=revision, trust_remote_code=trust_remote_code)
 
 

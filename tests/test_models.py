@@ -261,3 +261,17 @@ def test_a_fingerprint_of_a_hub_name_is_its_commit(tmp_path, monkeypatch):
     (tmp_path / "models--who--m" / "refs").mkdir()
     (tmp_path / "models--who--m" / "refs" / "main").write_text(commit)
     assert model_fingerprint("who/m") == commit
+
+
+def test_a_folder_has_no_revision(model_folder):
+    assert load_config(str(model_folder), "main").model_type == "llama"
+    with pytest.raises(InputError, match="is a folder, which has no revision 'v2'; leave it out, or pass a hub name"):
+        load_config(str(model_folder), "v2")
+
+
+def test_further_chat_templates_are_part_of_a_model(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    assert model_fingerprint(str(folder)) == model_fingerprint(str(model_folder))
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    assert model_fingerprint(str(folder)) != model_fingerprint(str(model_folder))

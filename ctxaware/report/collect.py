@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ctxaware.errors import InputError
-from ctxaware.harness.settings import CHANGE_NO_ANSWER
 from ctxaware.mt_bench.summary import Results
 from ctxaware.report.allocation.table import ModelShares
 from ctxaware.report.allocation.table import read as read_attention
+from ctxaware.report.conditions import Condition, condition_of
 from ctxaware.report.samples import SampleFile, TaskRun, find_samples, read_task
 from ctxaware.report.stored import read_auto, read_heads, read_probes, read_selection, read_steering
-from ctxaware.report.tables import INDICATOR_SUFFIX
 from ctxaware.runs.claim import CONFIGURATION, RUN
 from ctxaware.runs.files import UNFINISHED, read_json
 from ctxaware.runs.shapes import check_shape
@@ -25,9 +24,6 @@ from ctxaware.training.checkpoints import DATA, WATCH
 STATISTICS, STEERING, HEADS, AUTO = "statistics.json", "steer.json", "heads.json", "auto_evaluation.json"
 _OF_HARNESS = re.compile(r"(samples_.+|results)_\d{4}-\d\d-\d\dT[\d\-.]+\.jsonl?")
 _OF_STEER = re.compile(r"(choosing|reported|whole)/(baseline|plain|alpha-[^/]+)")  # below the folder of `steer.json`
-
-
-_NAMED = {"pretrained", "model", "peft", "indicator", "steer_alpha"}  # arguments that a name shows by themselves
 
 
 class TwoOfOneName(InputError):
@@ -156,19 +152,16 @@ def _is_walked(folder: Path, root: Path, left_out: list[str]) -> bool:
 
 @dataclass
 class _Condition:
-    """One model under one condition of one run, on its way to an `Evaluation`."""
+    """What one model was asked under one condition of one run, on its way to an `Evaluation`."""
 
     run: str
-    model: str
-    template: bool
-    marks: tuple[str, ...]  # with the indicator, steered
-    arguments: tuple[str, ...]  # others of the model, `key=value`
+    of: Condition
     tasks: dict[str, TaskRun] = field(default_factory=dict)
 
 
 def _conditions(run: str, files: Sequence[Path], collected: Found) -> list[_Condition]:
     """The evaluations of one run, tasks that were asked under one condition together."""
-    conditions: dict[tuple, _Condition] = {}
+    conditions: dict[Condition, _Condition] = {}
     for path in files:
         try:
             (sample,) = find_samples(path) if path.name.startswith("samples_") else (None,)
@@ -180,11 +173,10 @@ def _conditions(run: str, files: Sequence[Path], collected: Found) -> list[_Cond
         except InputError as error:
             collected.left_out.append(str(error))
             continue
-        condition = _condition(run, task)
-        key = condition.model, condition.template, condition.marks, condition.arguments
-        tasks = conditions.setdefault(key, condition).tasks
+        condition = condition_of(task)
+        tasks = conditions.setdefault(condition, _Condition(run, condition)).tasks
         _keep_newest(tasks, sample, task, collected)
-    return sorted(conditions.values(), key=lambda condition: condition.template)  # as they come, plain ones first
+    return sorted(conditions.values(), key=lambda condition: condition.of.template)  # as they come, plain ones first
 
 
 def _samples_of(results: Path) -> list[Path]:
@@ -203,43 +195,18 @@ def _keep_newest(tasks: dict[str, TaskRun], sample: SampleFile, task: TaskRun, c
         )
 
 
-def _condition(run: str, task: TaskRun) -> _Condition:
-    arguments = _model_args(task.results)
-    adapter = arguments.get("peft")
-    marks = []
-    if task.task.endswith(INDICATOR_SUFFIX):
-        marks.append("[IND] always")
-    elif (chosen := arguments.get("indicator")) not in (None, "never"):
-        marks.append(f"[IND] {chosen}")
-    if arguments.get("steer_alpha") is not None:
-        marks.append(f"steered, α = {arguments['steer_alpha']}")
-    model = task.model if not adapter else f"{task.model} with {adapter}"
-    others = {key: value for key, value in arguments.items() if key not in _NAMED | CHANGE_NO_ANSWER}
-    if str(arguments.get("steer_alpha", 1)) in ("1", "1.0"):
-        others.pop("steer_heads", None)
-    return _Condition(run, model, task.template, tuple(marks), tuple(f"{k}={v}" for k, v in sorted(others.items())))
-
-
-def _model_args(results: dict) -> dict[str, Any]:
-    """The harness's model arguments, which it writes as text or as an object."""
-    given = results.get("config", {}).get("model_args") or {}
-    if isinstance(given, dict):
-        return given
-    return dict(part.split("=", 1) for part in str(given).split(",") if "=" in part)
-
-
 def _named(conditions: Sequence[_Condition]) -> list[Evaluation]:
     """Evaluations with names: that of the run, and what tells its conditions apart."""
     evaluations = []
     for condition in conditions:
-        beside = [other for other in conditions if other.run == condition.run]
-        parts = [condition.run, *condition.marks]
+        of, beside = condition.of, [other.of for other in conditions if other.run == condition.run]
+        parts = [condition.run, *of.marks]
         if len({other.model for other in beside}) > 1:
-            parts.insert(1, Path(condition.model).name)
-        parts += [each for each in condition.arguments if any(each not in other.arguments for other in beside)]
+            parts.insert(1, Path(of.model).name)
+        parts += [each for each in of.arguments if any(each not in other.arguments for other in beside)]
         if len({other.template for other in beside}) > 1:
-            parts.append("with template" if condition.template else "without template")
-        evaluations.append(Evaluation(", ".join(parts), condition.model, condition.template, condition.tasks))
+            parts.append("with template" if of.template else "without template")
+        evaluations.append(Evaluation(", ".join(parts), of.model, of.template, condition.tasks))
     names = [evaluation.name for evaluation in evaluations]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise TwoOfOneName(f"two evaluations are called {twice[0]!r}; name the folders: before=FOLDER after=FOLDER")

@@ -84,6 +84,8 @@ class Plan:
             raise InputError("there is no α to choose from; pass some, as 0.1,0.3")
         for alpha in self.alphas:
             check_alpha(alpha)
+        if len({f"{alpha:g}" for alpha in self.alphas}) < len(self.alphas):
+            raise InputError(f"two α are the same to six digits: {self.alphas}; leave one of them out")
         if 1 in self.alphas:
             raise InputError("α = 1 is no steering, which is the baseline and always run; leave it out")
         if self.settings["num_context_lengths"] * self.settings["num_depths"] < 2:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ctxaware import __version__
 from ctxaware.intervals import Difference
+from ctxaware.report.conditions import condition_of
 from ctxaware.report.gate import FAIL, INCONCLUSIVE, PASS, POWER, Gate, Judgment
 from ctxaware.report.samples import TaskRun
 from ctxaware.report.tables import Table, escape_markdown
@@ -78,12 +79,14 @@ def markdown(gate: Gate) -> str:
 
 
 def _described(gate: Gate) -> list[tuple[str, str]]:
-    """Each run once: model, template, date and folder."""
+    """Each run once: model, condition, date and folder."""
     described: dict[tuple[str, str], None] = {}
     for both in gate.runs:
         for which, run in zip(("before", "after"), both, strict=True):
-            template = "with chat template" if run.template else "without chat template"
-            described[which, f"{run.model}, {template}, {run.file.date} ({run.file.path.parent})"] = None
+            of = condition_of(run)
+            template = "with chat template" if of.template else "without chat template"
+            said = ", ".join([of.model, template, *of.marks, *of.arguments, run.file.date])
+            described[which, f"{said} ({run.file.path.parent})"] = None
     return sorted(described, key=lambda each: each[0] != "before")
 
 

@@ -16,15 +16,19 @@ _MADE_OF = (
 )
 
 
+_TEMPLATES = "additional_chat_templates"  # a folder of the tokenizer's
+
+
 def folder_hash(folder: Path, pattern: str = _MADE_OF) -> str:
-    """A hash of the files whose names match, as `models.files_fingerprint` takes it.
+    """A hash of the files whose names match, as `models.files_fingerprint` takes it, and of further chat templates.
 
     Raises:
         InputError: one of them can't be read.
     """
     digest = hashlib.sha256()
     try:
-        for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")):
+        files = [*folder.iterdir(), *(folder / _TEMPLATES).glob("*.jinja")]
+        for path in sorted(p for p in files if p.is_file() and not p.name.startswith(".")):
             if not re.fullmatch(pattern, path.name):
                 continue
             size = path.stat().st_size

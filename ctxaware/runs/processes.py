@@ -14,15 +14,25 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-def process_state() -> "PartialState":
-    """accelerate's state of this process, on the best device there is.
+def process_state(cpu: bool = False) -> "PartialState":
+    """accelerate's state of this process, on the CPU or on the best device there is.
 
     `PartialState` alone gives each of several processes on a machine without accelerator a world of its own.
+
+    Raises:
+        InputError: the environment holds a part of what a launcher sets.
     """
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.accelerator.is_available())
+    try:
+        return PartialState(cpu=cpu or not torch.accelerator.is_available())
+    except ValueError as error:
+        left = ", ".join(name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR") if name in os.environ)
+        raise InputError(
+            f"the environment says that a launcher started this ({left}), but it can't join the others: {error}; "
+            "unset these variables, or start it with accelerate launch"
+        ) from error
 
 
 def is_under_launcher() -> bool:

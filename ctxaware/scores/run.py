@@ -9,7 +9,7 @@ from ctxaware.data.conversations import find_file
 from ctxaware.devices import choose_device, choose_dtype
 from ctxaware.errors import InputError
 from ctxaware.models import load_config, load_model, load_tokenizer, model_fingerprint
-from ctxaware.runs.processes import on_main
+from ctxaware.runs.processes import on_main, process_state
 from ctxaware.runs.progress import progress_bar
 from ctxaware.runs.versions import versions
 from ctxaware.scores import shards
@@ -47,9 +47,7 @@ def score_file(run: ScoreRun) -> dict[str, str]:
     Raises:
         InputError: an option or the data are wrong, `run.out` belongs to another run, or the disk is full.
     """
-    from accelerate import PartialState
-
-    state = PartialState(cpu=run.device == "cpu")
+    state = process_state(run.device == "cpu")
     # of many processes each has its own
     device = state.device if run.device is None or state.num_processes > 1 else choose_device(run.device)
     manifest = on_main(state, lambda: _manifest(run, device))

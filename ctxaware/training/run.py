@@ -17,7 +17,7 @@ from trl import SFTTrainer
 from ctxaware.data.conversations import find_file, fingerprint
 from ctxaware.data.prepare import PrepareRun, prepare_dataset, read_statistics
 from ctxaware.data.releases import DATASETS
-from ctxaware.errors import print_error
+from ctxaware.errors import InputError, print_error
 from ctxaware.models import BETWEEN_LIBRARIES, model_fingerprint
 from ctxaware.runs.claim import locked_by_all
 from ctxaware.runs.ending import ends_in_one_line
@@ -156,7 +156,10 @@ def train_and_save(trainer: SFTTrainer, arguments: Arguments, selection: DataSel
         say(f"{folder} is incomplete or damaged, and passed over")
     if checkpoint:
         say(f"taking up the run at {checkpoint}")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except ImportError as error:  # of an optimizer's package
+        raise InputError(f"the trainer refuses these arguments: {' '.join(str(error).split())}") from error
     check_trained(trainer)
     trainer.save_model(_internal_call=True)  # pushed below, with its card
     trainer.create_model_card(model_name=out.name)  # last: PEFT has written one of its own

@@ -124,6 +124,7 @@ def test_the_embedded_template_runs_from_end_to_end_and_repeats_nothing(tmp_path
         ({"alphas": (0.1, 1.5)}, "alpha must be a number above 0 and up to 1"),
         ({"alphas": (0.1, 1.0)}, "α = 1 is no steering"),
         ({"alphas": ()}, "no α to choose from"),
+        ({"alphas": (0.3, 0.3000001)}, "two α are the same to six digits"),
         ({"tasks": ("drop_contain",)}, "must have one of nih_ctx, nih_ctx_prefix"),
         ({"tasks": ("nih_ctx", "nih_ctx_prefix")}, "must have one of nih_ctx, nih_ctx_prefix"),
         ({"tasks": ("nih_ctx", "hellaswag")}, "got hellaswag"),

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -41,3 +44,14 @@ def test_without_deepspeed_nothing_changes():
 def test_a_launcher_s_world_is_seen_whatever_stands_there(monkeypatch, value, is_one_of_many):
     monkeypatch.setenv("WORLD_SIZE", value)
     assert is_under_launcher() == is_one_of_many
+
+
+def test_what_a_launcher_left_in_the_environment_is_one_line(model_folder, tmp_path):
+    (tmp_path / "chats.jsonl").write_text('{"id": "a", "messages": []}')
+    words = ["score", tmp_path / "chats.jsonl", "--model", model_folder, "--out", tmp_path / "s.parquet"]
+    variables = {key: value for key, value in os.environ.items() if key not in ("MASTER_ADDR", "RANK", "WORLD_SIZE")}
+    command = [sys.executable, "-m", "ctxaware", *map(str, words)]
+    done = subprocess.run(command, env={**variables, "LOCAL_RANK": "0"}, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "a launcher started this (LOCAL_RANK), but it can't join the others" in line

@@ -339,6 +339,18 @@ def test_the_layer_of_the_scores_is_the_layer_of_later_epochs(base, data, tmp_pa
     assert np.isfinite(callback.scores).any()
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--attn_implementation", "flash_attention_2"), "FlashAttention"),
+        (("--optim", "galore_adamw", "--optim_target_modules", "q_proj"), "galore"),
+    ],
+)
+def test_a_package_that_is_not_there_is_one_line(base, data, tmp_path, more, told):
+    with pytest.raises(InputError, match=f"the trainer refuses these arguments: .*{told}"):
+        run(base, data, tmp_path / "run", *more)
+
+
 def test_a_seed_model_with_a_shorter_window_scores_what_fits_it(data, tmp_path):
     base = prepared_base(tmp_path / "base", max_position_embeddings=32)
     more = ("--seed_model", str(base), "--score_layer", "1")
