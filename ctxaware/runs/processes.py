@@ -28,10 +28,9 @@ def process_state(cpu: bool = False) -> "PartialState":
     try:
         return PartialState(cpu=cpu or not torch.accelerator.is_available())
     except ValueError as error:
-        left = ", ".join(name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR") if name in os.environ)
         raise InputError(
-            f"the environment says that a launcher started this ({left}), but it can't join the others: {error}; "
-            "unset these variables, or start it with accelerate launch"
+            f"the environment says that a launcher started this process, but it can't join the others: {error}; "
+            "unset RANK, LOCAL_RANK and WORLD_SIZE, or start it with accelerate launch"
         ) from error
 
 

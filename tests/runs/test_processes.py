@@ -54,4 +54,4 @@ def test_what_a_launcher_left_in_the_environment_is_one_line(model_folder, tmp_p
     done = subprocess.run(command, env={**variables, "LOCAL_RANK": "0"}, capture_output=True, text=True)
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
-    assert "a launcher started this (LOCAL_RANK), but it can't join the others" in line
+    assert "a launcher started this process, but it can't join the others" in line
