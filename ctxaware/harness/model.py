@@ -68,8 +68,8 @@ class ContextLM(AutoMixin, SteeringMixin, PrefixReuseLM):
 
     def __init__(self, *args: Any, **kwargs: Any):
         name, device = kwargs.get("pretrained", args[0] if args else None), kwargs.get("device")
-        if device == _DEFAULT_DEVICE and not torch.cuda.is_available():
-            device = kwargs["device"] = "cpu"
+        if device in (None, _DEFAULT_DEVICE) and not torch.cuda.is_available():
+            device = kwargs["device"] = "cpu"  # the harness's own default is CUDA
         self._messages: dict[str, list[dict]] = {}
         loaded_otherwise = _LOADED_OTHERWISE & {key for key, value in kwargs.items() if value}
         is_checked = isinstance(name, str) and not loaded_otherwise

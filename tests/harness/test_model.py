@@ -303,6 +303,12 @@ def test_an_interrupted_run_asks_only_what_is_left(make, tmp_path, monkeypatch):
     assert [s["resps"] for s in again] == [s["resps"] for s in whole]
 
 
+@pytest.mark.parametrize("device", [{}, {"device": None}, {"device": "cuda:0"}])
+def test_without_a_gpu_the_device_that_nobody_named_is_the_cpu(model_folder, monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert ContextLM(pretrained=str(model_folder), **device).device.type == "cpu"
+
+
 @pytest.mark.parametrize("other", ["weights", "dtype", "adapter", "tokenizer", "add_bos_token"])
 def test_kept_answers_belong_to_one_model(model_folder, tmp_path, other):
     """The harness's file of kept answers does not say whose they are."""
