@@ -142,8 +142,6 @@ def test_the_command_prints_the_table(folder, tmp_path, capsys, monkeypatch):
         "1x1",
         "--max-context-length",
         450,
-        "--device",
-        "cpu",
         "--model-args",
         "indicator_threshold=1.0",
     ]
