@@ -159,13 +159,16 @@ def test_kept_answers_of_the_harness_s_model_are_json_and_a_planted_pickle_does_
     with SqliteDict(str(evil), autocommit=True) as pickles:
         pickles[hash_args("generate_until", request)] = Planted(marker)
     instance = importlib.import_module("lm_eval.api.instance").Instance("generate_until", {}, request, 0)
-    cached = CachingLM(lm, str(evil))
-    with pytest.raises(InputError, match="does not hold JSON"):
-        cached.generate_until([instance])
-    assert not marker.exists()
+    with pytest.raises(InputError, match="are of another model: none"):
+        CachingLM(lm, str(evil))
     CachingLM(lm, str(own)).generate_until([instance])
-    kept = SqliteDict(str(own), encode=json.dumps, decode=json.loads)
-    assert [type(answer) for answer in kept.values()] == [str]
+    with SqliteDict(str(own), encode=json.dumps, decode=json.loads) as kept:
+        assert [type(answer) for answer in kept.values()] == [str, str]  # of whom, and the answer
+    with SqliteDict(str(own), autocommit=True) as pickles:
+        pickles[hash_args("generate_until", request)] = Planted(marker)
+    with pytest.raises(InputError, match="does not hold JSON"):
+        CachingLM(lm, str(own)).generate_until([instance])
+    assert not marker.exists()
 
 
 def test_a_base_whose_files_lack_layers_is_not_trained(model):
