@@ -274,7 +274,9 @@ def n_answers(folder):
     for path in folder.glob("answers*.db"):
         try:
             with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=1) as connection:
-                total += connection.execute("SELECT count(*) FROM unnamed").fetchone()[0]
+                total += connection.execute("SELECT count(*) FROM unnamed WHERE key NOT LIKE 'ctxaware %'").fetchone()[
+                    0
+                ]
         except sqlite3.Error:  # being made
             continue
     return total
