@@ -270,13 +270,11 @@ def n_answers(folder):
     """Answers that an evaluation has kept."""
     import sqlite3
 
-    total = 0
+    total, asked = 0, "SELECT count(*) FROM unnamed WHERE key NOT LIKE 'ctxaware %'"
     for path in folder.glob("answers*.db"):
         try:
             with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=1) as connection:
-                total += connection.execute("SELECT count(*) FROM unnamed WHERE key NOT LIKE 'ctxaware %'").fetchone()[
-                    0
-                ]
+                total += connection.execute(asked).fetchone()[0]
         except sqlite3.Error:  # being made
             continue
     return total
