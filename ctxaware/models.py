@@ -48,6 +48,12 @@ def load_config(name: str, revision: str | None = None, trust_remote_code: bool 
     return _loaded(AutoConfig, "model", name, revision=revision, trust_remote_code=trust_remote_code)
 
 
+def window_of(config: "PretrainedConfig") -> int | None:
+    """The most tokens that a model takes, by its configuration; None where it names no limit."""
+    window: int | None = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return window
+
+
 def load_model(
     name: str, revision: str | None, dtype: "torch.dtype | str", device: "torch.device | str"
 ) -> "PreTrainedModel":

@@ -17,7 +17,7 @@ from ctxaware.auto.weights import weights_fingerprint
 from ctxaware.devices import choose_device, choose_dtype
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import indicator_id
-from ctxaware.models import load_config, load_model, load_tokenizer
+from ctxaware.models import load_config, load_model, load_tokenizer, window_of
 from ctxaware.runs.claim import refuse_foreign_file
 from ctxaware.runs.progress import progress_bar
 from ctxaware.runs.versions import versions
@@ -69,8 +69,7 @@ def fit_model(
         if run.layer is not None:
             raise InputError("a layer goes with the probe; the slot looks at the model's own predictions")
     layers = parse_probe_layers(run.layer, load_config(run.model, run.revision)) if run.method == PROBE else []
-    config = load_config(run.model, run.revision).get_text_config(decoder=True)
-    window = getattr(config, "max_position_embeddings", None) or run.max_length
+    window = window_of(load_config(run.model, run.revision)) or run.max_length
     turns = labelled_turns(tokenizer, scored, run.method, run.beta, min(run.max_length, window))
     if turns.left_out and not turns.forks:
         ((reason, n),) = turns.left_out.most_common(1)

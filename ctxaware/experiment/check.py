@@ -81,7 +81,7 @@ def _recipes(plan: Plan) -> Iterator[str]:
 
 def _models(plan: Plan) -> Iterator[str]:
     from ctxaware.indicator.token import INDICATOR
-    from ctxaware.models import load_config, load_tokenizer
+    from ctxaware.models import load_config, load_tokenizer, window_of
     from ctxaware.training.base import training_tokenizer
 
     for model, data in _pairs(plan):
@@ -89,7 +89,7 @@ def _models(plan: Plan) -> Iterator[str]:
         revision = settings.get("model_revision")
         where = f"model {model.name}: "
         try:
-            window = _window(load_config(base, revision))
+            window = window_of(load_config(base, revision))
             tokenizer = training_tokenizer(base, revision, settings.get("chat_template", "tinyllama"))
         except InputError as error:
             yield f"{where}{error}"
@@ -109,13 +109,9 @@ def _models(plan: Plan) -> Iterator[str]:
         yield from _gathered(_scoring(plan, model, data))
 
 
-def _window(config: Any) -> int | None:
-    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-
-
 def _scoring(plan: Plan, model: Model, data: Data) -> Iterator[str]:
     """Whether the seed model can score: its layers, its window, its template."""
-    from ctxaware.models import load_config, load_tokenizer
+    from ctxaware.models import load_config, load_tokenizer, window_of
     from ctxaware.scores.run import parse_layers
 
     name, trained = plan.seed_model(model, data, plan.experiment.seeds[0])
@@ -127,7 +123,7 @@ def _scoring(plan: Plan, model: Model, data: Data) -> Iterator[str]:
         yield f"max_length of {model.name}, {data.name} is null, so training cuts nothing: set score_max_length"
     if problem := _message(parse_layers, str(layer), config.get_text_config(decoder=True).num_hidden_layers):
         yield f"score_layer of {name}: {problem.replace('pass layer', 'set score_layer')}"
-    window = _window(config)
+    window = window_of(config)
     if window and length > window:
         yield f"{length} tokens are past the window of {name}, which scores: set score_max_length to {window} or less"
     if not trained and not load_tokenizer(name).chat_template:

@@ -21,6 +21,7 @@ from ctxaware.harness.internals import one_line_in_lm_eval
 from ctxaware.harness.needles import load_needle
 from ctxaware.harness.prompts import PROMPT_TEMPLATES, render_prompt, tokenize_prompt
 from ctxaware.harness.settings import NeedleSettings
+from ctxaware.models import window_of
 from ctxaware.runs.files import sha256_of_json
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def retrieval_heads(model: Any, tokenizer: Any) -> list[tuple[int, int]]:
     Raises:
         InputError: there is no chat template, or a layer has no softmax attention.
     """
-    window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or SAMPLED_PROMPT
+    window = window_of(model.config) or SAMPLED_PROMPT
     settings = NeedleSettings(
         max_context_length=min(SAMPLED_PROMPT, window), num_context_lengths=1, num_depths=1, source=BUILTIN
     )

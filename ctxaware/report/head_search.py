@@ -24,7 +24,7 @@ from ctxaware.harness.grid import needle_documents
 from ctxaware.harness.needles import load_needle
 from ctxaware.harness.prompts import PROMPT_TEMPLATES, render_prompt, tokenize_prompt
 from ctxaware.harness.settings import NeedleSettings
-from ctxaware.models import load_config, load_model, load_tokenizer, model_fingerprint
+from ctxaware.models import load_config, load_model, load_tokenizer, model_fingerprint, window_of
 from ctxaware.plots import PNG_MARK, layer_head_map
 from ctxaware.runs.claim import locked, refuse_foreign_file
 from ctxaware.runs.files import remove_unfinished, write_json
@@ -106,7 +106,7 @@ def search_heads(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Needl
     layers = list(range(n_layers(model)))
     check_against_eager(model, layers)
     prompts = [answered_prompt(tokenizer, doc, settings) for doc in needle_documents(settings, tokenizer)]
-    window = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    window = window_of(model.config)
     longest = max(len(prompt.input_ids) for prompt in prompts)
     if window and longest > window:
         raise InputError(f"a prompt of {longest} tokens does not fit this model's window of {window} tokens")
@@ -132,7 +132,7 @@ def find_heads(name: str, settings: NeedleSettings, dtype: str, out: Path) -> di
     refuse_foreign_file(out.with_suffix(".png"), PNG_MARK)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(name)
-    window = getattr(load_config(name).get_text_config(decoder=True), "max_position_embeddings", None)
+    window = window_of(load_config(name))
     needle_documents(settings, tokenizer, window)  # a wrong setting shows before weights are loaded
     with locked(out.with_name(f".{out.name}.lock"), out):
         remove_unfinished(out.with_suffix(".png"))

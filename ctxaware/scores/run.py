@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ctxaware.data.conversations import find_file
 from ctxaware.devices import choose_device, choose_dtype
 from ctxaware.errors import InputError
-from ctxaware.models import load_config, load_model, load_tokenizer, model_fingerprint
+from ctxaware.models import load_config, load_model, load_tokenizer, model_fingerprint, window_of
 from ctxaware.runs.processes import on_main, process_state
 from ctxaware.runs.progress import progress_bar
 from ctxaware.runs.versions import versions
@@ -72,7 +72,7 @@ def _manifest(run: ScoreRun, device: "torch.device") -> shards.Manifest:
             f"the tokenizer of {run.model!r} has no chat template, which says whose each token is; use a chat model"
         )
     text_config = config.get_text_config(decoder=True)
-    window = getattr(text_config, "max_position_embeddings", None)
+    window = window_of(config)
     if window and run.max_length > window:
         raise InputError(
             f"max_length {run.max_length} is longer than this model's window of {window} tokens",

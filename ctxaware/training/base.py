@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ctxaware.errors import InputError
 from ctxaware.indicator.token import INDICATOR, add_indicator
-from ctxaware.models import is_adapter, load_config, load_tokenizer, model_fingerprint
+from ctxaware.models import is_adapter, load_config, load_tokenizer, model_fingerprint, window_of
 from ctxaware.runs.claim import CONFIGURATION, describe_difference, locked, read_manifest, write_manifest
 from ctxaware.runs.files import whole_folder
 from ctxaware.runs.processes import on_main, whole_models
@@ -101,8 +101,7 @@ def check_window(base: str, revision: str | None, max_length: int | None) -> Non
     Raises:
         InputError: they are past its window.
     """
-    config = load_config(base, revision).get_text_config(decoder=True)
-    window = getattr(config, "max_position_embeddings", None)
+    window = window_of(load_config(base, revision))
     if window and max_length and max_length > window:
         raise InputError(
             f"max_length {max_length} is longer than this model's window of {window} tokens",

@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from ctxaware.errors import InputError
-from ctxaware.models import load_config
+from ctxaware.models import load_config, window_of
 from ctxaware.runs.processes import whole_models
 from ctxaware.scores.formula import DEFAULT_BATCH_TOKENS, DEFAULT_LAYER, DEFAULT_MAX_LENGTH
 from ctxaware.training.arguments import Arguments
@@ -49,7 +49,7 @@ def _score(arguments: Arguments, seed_model: str, path: Path, layer: int) -> Non
     from ctxaware.scores.run import ScoreRun, score_file
 
     training = arguments.training
-    window = getattr(load_config(seed_model).get_text_config(decoder=True), "max_position_embeddings", None)
+    window = window_of(load_config(seed_model))
     length = min((n for n in (training.max_length, window) if n), default=DEFAULT_MAX_LENGTH)
     run = ScoreRun(
         data=path.parent / DATA,

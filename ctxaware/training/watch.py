@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 
 from ctxaware.errors import InputError
 from ctxaware.intervals import mean_interval
+from ctxaware.models import window_of
 from ctxaware.noninferiority import FAIL, p_values, verdict_of
 from ctxaware.runs.files import read_json, write_json
 from ctxaware.runs.processes import is_sharded, on_main
@@ -92,7 +93,7 @@ class ContextAwarenessCallback(TrainerCallback):
                 "the probe needs a whole model in each process, and FSDP or DeepSpeed shard it; train without the "
                 "probe (watch_every 0) and evaluate checkpoints with lm_eval"
             )
-        window = getattr(trainer.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        window = window_of(trainer.model.config)
         longest = max(len(q.input_ids) + q.generation["max_new_tokens"] for q in self.questions)
         if window and longest > window:
             raise InputError(

@@ -17,7 +17,7 @@ from ctxaware.errors import InputError
 from ctxaware.harness.grid import needle_documents
 from ctxaware.harness.settings import NeedleSettings
 from ctxaware.indicator.token import indicator_id
-from ctxaware.models import load_config, load_model, load_tokenizer, model_fingerprint
+from ctxaware.models import load_config, load_model, load_tokenizer, model_fingerprint, window_of
 from ctxaware.report.allocation import table
 from ctxaware.report.allocation.prompts import INDICATOR, PLAIN, TEMPLATE, Condition, grouped_prompt
 from ctxaware.runs.claim import refuse_foreign_folder
@@ -130,7 +130,7 @@ def _describe(run: AllocationRun, model: Model) -> dict[str, Any]:
     if INDICATOR in model.conditions:
         indicator_id(tokenizer)
     text_config = config.get_text_config(decoder=True)
-    window = getattr(text_config, "max_position_embeddings", None)
+    window = window_of(config)
     documents = needle_documents(run.settings, tokenizer, window)
     _check_window(run, model, tokenizer, documents[-1], window)
     return {
