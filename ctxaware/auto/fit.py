@@ -151,9 +151,8 @@ def fit(
     for part, (rest, held_out) in enumerate(folds):
         probabilities[held_out] = fit_calibration(log_odds[rest], is_positive[rest])(log_odds[held_out])
         parts[held_out] = part
-    result = quality(
-        log_odds, probabilities, is_positive, turns.conversations, parts if method == PROBE else None
-    )  # the slot's log-odds are the model's own, whichever turns are calibrated on
+    fits = parts if method == PROBE else None  # the slot's log-odds are the model's own, whatever is calibrated on
+    result = quality(log_odds, probabilities, is_positive, turns.conversations, fits)
     threshold = _best_threshold(probabilities, is_positive)
     chosen = at_threshold(probabilities, is_positive, threshold)
     indicator = AutoIndicator(
